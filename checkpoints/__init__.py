@@ -1,0 +1,1 @@
+"""Shipped tiny parts, as package data, beside the scripts that rebuild them."""

@@ -1,0 +1,227 @@
+"""Rebuild checkpoints/tiny-sd: a small Stable Diffusion (CLIP text encoder, VAE, UNet) that draws the synthetic world.
+
+    python checkpoints/train_stable_diffusion.py vae        # about 15 minutes on one core
+    python checkpoints/train_stable_diffusion.py unet       # about 40 minutes on one core, text encoder included
+    python checkpoints/train_stable_diffusion.py measure    # gold caption -> picture, read by the judges
+
+The folder is an ordinary diffusers pipeline folder. The text encoder learns together with the UNet.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import Average, caption_tokenizer, warmup_cosine
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from mmbridge.synthetic import CARRIES, Scene, caption, judge_image, render_image
+
+HERE = Path(__file__).parent
+TOKENS, STEPS, GUIDANCE = 20, 20, 3.0
+
+
+def pictures(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[Scene]]:
+    """Return (count, 3, 64, 64) floats in -1..1, and their scenes."""
+    scenes = [Scene.random(rng) for _ in range(count)]
+    pixels = np.stack([render_image(scene, int(rng.integers(2**31))) for scene in scenes])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, scenes
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def judged(pixels: np.ndarray, scenes: list[Scene]) -> dict[str, float]:
+    found = [judge_image(image) for image in pixels]
+    right = {
+        factor: [values[factor] == getattr(scene, factor) for values, scene in zip(found, scenes, strict=True)]
+        for factor in CARRIES["image"]
+    }
+    shares = {factor: float(np.mean(flags)) for factor, flags in right.items()}
+    shares["all"] = float(np.mean(np.all(list(right.values()), axis=0)))
+    return shares
+
+
+def train_vae(options: argparse.Namespace) -> None:
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+    ).to(memory_format=torch.channels_last)
+    print(f"VAE {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
+    rng = np.random.default_rng(options.seed)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr or 2e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 50))
+    average = Average(vae, decay=0.995)
+    started = time.time()
+    for step in range(options.steps):
+        images = pictures(rng, options.batch_size)[0].to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            posterior = vae.encode(images).latent_dist
+            output = vae.decode(posterior.sample()).sample
+        output = output.float()
+        # Coarse scales carry place and colour, fine ones the outline.
+        loss = (output - images).abs().mean() + (F.avg_pool2d(output - images, 4)).abs().mean()
+        loss = loss + 2e-4 * posterior.kl().float().mean() / 256
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update()
+        if step % 50 == 0:
+            print(f"step {step} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
+        if step % 250 == 249 or step == options.steps - 1:
+            average.swap()
+            with torch.no_grad():
+                images, scenes = pictures(np.random.default_rng(7), 256)
+                latents = vae.encode(images).latent_dist.mean
+                vae.register_to_config(scaling_factor=float(1 / latents.std()))
+                print(judged(to_pixels(vae.decode(latents).sample), scenes), float(latents.std()), flush=True)
+            vae.save_pretrained(options.out / "vae")
+            average.swap()
+    print(f"VAE done in {time.time() - started:.0f} s", flush=True)
+
+
+def pipeline(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionModel, tokenizer: PreTrainedTokenizerFast) -> StableDiffusionPipeline:
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    made = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, unet=unet, tokenizer=tokenizer, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def tokens(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> torch.Tensor:
+    return tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+
+
+@torch.no_grad()
+def measure(pipe: StableDiffusionPipeline, count: int, seed: int, varied: bool = False) -> tuple[dict[str, float], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    scenes = [Scene.random(rng) for _ in range(count)]
+    made = []
+    for start in range(0, count, 50):
+        words = [caption(scene, "image", rng if varied else None) for scene in scenes[start : start + 50]]
+        images = pipe(
+            words, num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=64, width=64,
+            generator=torch.Generator().manual_seed(seed + start), output_type="np",
+        ).images  # fmt: skip
+        made.append((images * 255).round().astype(np.uint8))
+    return judged(np.concatenate(made), scenes), np.concatenate(made)
+
+
+def train_unet(options: argparse.Namespace) -> None:
+    vae = AutoencoderKL.from_pretrained(options.out / "vae").eval()
+    tokenizer = caption_tokenizer(options.seed, 640, TOKENS)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=TOKENS, projection_dim=96, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=96,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    print(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text {sum(p.numel() for p in text.parameters()) / 1e6:.2f} M", flush=True)
+    pipe = pipeline(vae, text, unet, tokenizer)
+    noising = pipe.scheduler
+    rng = np.random.default_rng(options.seed)
+    started = time.time()
+    latents, words = [], []
+    with torch.no_grad():
+        while len(words) < options.images:
+            images, scenes = pictures(rng, 128)
+            latents.append(vae.encode(images).latent_dist.mean * vae.config.scaling_factor)
+            words += scenes
+    store = torch.cat(latents)
+    print(f"{len(store)} latents in {time.time() - started:.0f} s, std {store.std():.3f}", flush=True)
+    trained = [*unet.parameters(), *text.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=options.lr or 1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
+    average = Average(unet, text, decay=0.998)
+    torch.manual_seed(options.seed)
+    for step in range(options.steps):
+        chosen = torch.randint(len(store), (options.batch_size,))
+        captions = []
+        for index in chosen.tolist():
+            draw = rng.random()
+            captions.append("" if draw < 0.1 else caption(words[index], "image", None if draw < 0.6 else rng))
+        noise = torch.randn_like(store[chosen])
+        timesteps = torch.randint(0, 1000, (options.batch_size,))
+        noisy = noising.add_noise(store[chosen], noise, timesteps)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            condition = text(tokens(tokenizer, captions)).last_hidden_state
+            predicted = unet(noisy, timesteps, condition).sample
+        loss = F.mse_loss(predicted.float(), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update()
+        if step % 100 == 0:
+            print(f"step {step} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
+        if (step % 1000 == 999) or step == options.steps - 1:
+            average.swap()
+            unet.eval(), text.eval()
+            print(step, measure(pipe, 100, 11)[0], flush=True)
+            pipe.save_pretrained(options.out)
+            average.swap()
+            unet.train(), text.train()
+    print(f"UNet done in {time.time() - started:.0f} s", flush=True)
+
+
+def finish(options: argparse.Namespace) -> None:
+    """Store in fp16, reload, and measure what is shipped."""
+    pipe = StableDiffusionPipeline.from_pretrained(options.out, torch_dtype=torch.float16, safety_checker=None)
+    pipe.save_pretrained(options.out)
+    pipe = StableDiffusionPipeline.from_pretrained(options.out, torch_dtype=torch.float32, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    canonical, _ = measure(pipe, 400, 4321)
+    varied, _ = measure(pipe, 400, 4322, varied=True)
+    report = {"steps": STEPS, "guidance": GUIDANCE, "canonical captions": canonical, "varied captions": varied}
+    print(json.dumps(report, indent=2))
+    (options.out / "measured.json").write_text(json.dumps(report, indent=2) + "\n")
+    (options.out / "mmbridge.json").write_text(json.dumps({"steps": STEPS, "guidance": GUIDANCE, "licence": "Apache-2.0"}, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["vae", "unet", "measure"])
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=24000)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=HERE / "tiny-sd")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    {"vae": train_vae, "unet": train_unet, "measure": finish}[options.part](options)
+
+
+if __name__ == "__main__":
+    main()

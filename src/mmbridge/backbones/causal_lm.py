@@ -1,0 +1,206 @@
+"""Any transformers causal language model as the backbone: frozen, read by embeddings, with optional LoRA.
+
+Hidden states are those after the final norm (the ``hidden_states[-1]`` of transformers). Logits are computed only for
+the positions that somebody reads.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmbridge import hub
+from mmbridge.backbones.lora import Lora, add_lora
+from mmbridge.errors import CheckpointError, ConfigError, ContextError
+from mmbridge.registry import backbones
+
+register = backbones.register
+log = logging.getLogger("mmbridge")
+
+
+@register("causal_lm")
+class CausalLM(nn.Module):
+    """A causal language model from a local folder, a hub id or a shipped name.
+
+    Args:
+        source: Where the model is.
+        lora: Adapters to add (a ``Lora`` or its fields), None for a wholly frozen model.
+        template: Chat template: a name in ``mmbridge.messages.template_names()``, Jinja source, or None for the tokenizer's own.
+        revision: Revision of a hub repository.
+        dtype: Name of a torch dtype; None means float32 on a CPU and bfloat16 on an accelerator.
+
+    Raises:
+        CheckpointError: The model can't be loaded.
+        ConfigError: LoRA targets or template do not exist, or the model changes its logits after the head.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        lora: Lora | dict[str, Any] | None = None,
+        template: str | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
+    ):
+        super().__init__()
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.source, self.revision, self._template = str(source), revision, template
+        self.lora = Lora(**{**lora, "targets": tuple(lora.get("targets", Lora.targets))}) if isinstance(lora, dict) else lora
+        self._tokenizer: Any = None
+        if torch.get_default_device().type == "meta":
+            config = AutoConfig.from_pretrained(hub.resolve_config(source))
+            self.model = AutoModelForCausalLM.from_config(config)
+        else:
+            path = hub.resolve(source, revision)
+            chosen = getattr(torch, dtype) if dtype else torch.bfloat16 if torch.cuda.is_available() else torch.float32
+            try:
+                self.model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise CheckpointError(f"backbone {source!r} can't be loaded: {error}") from error
+        self.model.requires_grad_(False)
+        self.model.eval()
+        self.adapters = add_lora(self.model, self.lora) if self.lora else {}
+        self._check_logits()
+
+    def _check_logits(self) -> None:
+        weight = self.model.get_input_embeddings().weight
+        if weight.is_meta:
+            return
+        with torch.no_grad():
+            ids = torch.tensor([[1, 2, 3]], device=weight.device)
+            ours = self.model.get_output_embeddings()(self.model.base_model(input_ids=ids).last_hidden_state)
+            if not torch.allclose(ours, self.model(input_ids=ids).logits, atol=1e-3, rtol=1e-3):
+                raise ConfigError(
+                    f"backbone {self.source!r} changes its logits after the head (soft-capping or scaling), which is not supported."
+                )
+
+    def train(self, mode: bool = True) -> "CausalLM":
+        """Keep frozen layers in eval mode; only the adapters' dropout follows ``mode``."""
+        super().train(False)
+        if mode:
+            for name, module in self.model.named_modules():
+                if "lora_dropout" in name:
+                    module.train()
+        return self
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded when first used."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            path = hub.resolve(self.source, self.revision)
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(path)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"the tokenizer of backbone {self.source!r} can't be loaded: {error}") from error
+        return self._tokenizer
+
+    @property
+    def template(self) -> str:
+        """The chat template: the one asked for, else the tokenizer's own.
+
+        Raises:
+            ConfigError: There is neither.
+        """
+        chosen = self._template or self.tokenizer.chat_template
+        if not chosen:
+            raise ConfigError(f"backbone {self.source!r} has no chat template; give template='vicuna' or 'plain'.")
+        return str(chosen)
+
+    @property
+    def dim(self) -> int:
+        """Width D of embeddings and hidden states."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows V of the base embedding; added tokens get ids from V on."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def embedding(self) -> Tensor:
+        """The base embedding matrix (V, D)."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def context(self) -> int:
+        """Longest sequence, in positions."""
+        return int(getattr(self.model.config, "max_position_embeddings", 2**31))
+
+    @property
+    def eos(self) -> int:
+        """Id of the end-of-sequence token."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's floating-point type."""
+        return self.embedding.dtype
+
+    def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return token ids and each token's character range in ``text``; adds no special tokens."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up base embeddings: (...,) ids below V -> (..., D)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def forward(
+        self, embeddings: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
+        """Run the decoder's layers.
+
+        Args:
+            embeddings: (B, T, D).
+            mask: (B, S) with 1 at real positions of cache plus input, or (B, 1, T, S) boolean, True where attention is allowed.
+            positions: (B, T) position ids; None counts from the cache's end.
+            cache: A transformers cache to read and extend, or None.
+
+        Returns:
+            Hidden states after the final norm, (B, T, D).
+
+        Raises:
+            ContextError: More positions than the context holds.
+        """
+        total = embeddings.shape[1] + (cache.get_seq_length() if cache is not None else 0)
+        if total > self.context:
+            raise ContextError(
+                f"the sequence has {total} positions but backbone {self.source!r} has a context of {self.context}; "
+                "shorten the dialogue or use fewer media."
+            )
+        output = self.model.base_model(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache,
+            use_cache=cache is not None,
+        )  # fmt: skip
+        return output.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score the base vocabulary: (..., D) -> (..., V)."""
+        return self.model.get_output_embeddings()(hidden)
+
+    def new_cache(self) -> Any:
+        """Return an empty key-value cache."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass instead of storing them."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def describe(self) -> dict[str, Any]:
+        """Return the manifest entry of the frozen weights."""
+        path = hub.resolve(self.source, self.revision)
+        return {
+            "source": self.source, "revision": self.revision, "sha256": hub.weights_sha256(path), "licence": hub.licence_of(path),
+        }  # fmt: skip

@@ -1,0 +1,235 @@
+"""Chat messages to rendered pieces: the one schema that Python, JSONL data, the command line and the server share.
+
+A message is ``{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is it?"}]}``;
+content may also be a plain string. A medium is given by ``path`` or, from Python, by ``data`` (a loaded medium, an array, a PIL
+image, bytes). A medium of the assistant may carry the ``caption`` that a decoder is aligned to. Templates are Jinja
+files in ``templates/``; positions of media and of supervised text are tracked through rendering, never searched for afterwards.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmbridge.errors import ConfigError, MessageError
+from mmbridge.modality import CONTENT_TYPES
+from mmbridge.registry import suggest
+
+ROLES = ("system", "user", "assistant")
+Message = dict[str, Any]
+
+# Private-use characters that mark media and the assistant's text while a template is rendered.
+_MEDIUM, _OPEN, _CLOSE = "\ue000", "\ue001", "\ue002"
+
+
+@dataclass
+class TextPart:
+    """Words of a turn."""
+
+    text: str
+
+
+@dataclass
+class MediumPart:
+    """A medium of a turn: its type, where it is (``path``) or what it is (``data``), and its caption if known."""
+
+    type: str
+    path: str | None = None
+    data: Any = None
+    caption: str | None = None
+    sample_rate: int | None = None
+    fps: float | None = None
+
+
+Part = TextPart | MediumPart
+
+
+@dataclass
+class Turn:
+    """One message: who speaks, and the parts in order."""
+
+    role: str
+    parts: list[Part] = field(default_factory=list)
+
+
+@dataclass
+class TextPiece:
+    """A stretch of the rendered dialogue between media.
+
+    ``supervised`` holds character ranges (start, end) that the assistant says, with the end-of-turn token.
+    """
+
+    text: str
+    supervised: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class MediumPiece:
+    """A medium in the rendered dialogue; ``supervised`` where the assistant says it."""
+
+    part: MediumPart
+    supervised: bool
+
+
+Piece = TextPiece | MediumPiece
+
+
+def _part(value: Any, where: str) -> Part:
+    if not isinstance(value, dict) or "type" not in value:
+        raise MessageError(f"{where} must be an object with a 'type' ({' | '.join(CONTENT_TYPES)}), not {value!r:.60}.")
+    kind = value["type"]
+    if kind not in CONTENT_TYPES:
+        raise MessageError(f"{where} has the unknown type {kind!r}{suggest(str(kind), list(CONTENT_TYPES))}")
+    if kind == "text":
+        if not isinstance(value.get("text"), str) or len(value) != 2:
+            raise MessageError(f"{where} of type 'text' needs exactly one other key, 'text', that holds a string.")
+        return TextPart(value["text"])
+    allowed = ["type", "path", "data", "caption", "sample_rate", "fps"]
+    for key in value:
+        if key not in allowed:
+            raise MessageError(f"{where} of type {kind!r} has the unknown key {key!r}{suggest(str(key), allowed[1:])}")
+    has_path, has_data = value.get("path") is not None, value.get("data") is not None
+    if has_path and has_data:
+        raise MessageError(f"{where} of type {kind!r} has both 'path' and 'data'; give one.")
+    if not (has_path or has_data or value.get("caption") is not None):
+        raise MessageError(f"{where} of type {kind!r} has neither 'path' nor 'data'; give the file or the loaded medium.")
+    if has_path and not isinstance(value["path"], str | Path):
+        raise MessageError(f"{where} of type {kind!r} needs a file name as 'path', not {value['path']!r:.60}.")
+    path = str(value["path"]) if has_path else None
+    caption = value.get("caption")
+    if caption is not None and not isinstance(caption, str):
+        raise MessageError(f"{where} of type {kind!r} needs a string as 'caption', not {caption!r:.60}.")
+    return MediumPart(kind, path, value.get("data"), caption, value.get("sample_rate"), value.get("fps"))
+
+
+def parse_messages(messages: Sequence[Message]) -> list[Turn]:
+    """Check a dialogue against the schema.
+
+    Raises:
+        MessageError: What is wrong, and in which message and part.
+    """
+    if not isinstance(messages, list | tuple) or not messages:
+        raise MessageError("a dialogue is a non-empty list of messages ({'role': ..., 'content': ...}).")
+    turns = []
+    for number, message in enumerate(messages):
+        where = f"message {number}"
+        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+            raise MessageError(f"{where} must be an object with 'role' and 'content', not {message!r:.60}.")
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise MessageError(f"{where} has the unknown role {role!r}{suggest(str(role), list(ROLES))}")
+        if isinstance(content, str):
+            parts: list[Part] = [TextPart(content)]
+        elif isinstance(content, list):
+            parts = [_part(value, f"message {number}, part {index}") for index, value in enumerate(content)]
+        else:
+            raise MessageError(f"{where} needs a string or a list of parts as 'content', not {content!r:.60}.")
+        turns.append(Turn(role, parts))
+    return turns
+
+
+def read_messages(path: Path) -> list[Message]:
+    """Read a dialogue from a JSON file (a list of messages, or an object with the key "messages").
+
+    Raises:
+        MessageError: The file is missing, not JSON, or not a dialogue.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MessageError(f"no file {path}; give a JSON file with a list of messages.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        raise MessageError(f"{path} can't be read as JSON ({error}); it must hold a list of messages.") from None
+    if isinstance(value, dict):
+        value = value.get("messages")
+    parse_messages(value)
+    return list(value)
+
+
+def template_names() -> list[str]:
+    """Return the names of the shipped templates."""
+    return sorted(file.stem for file in (Path(__file__).parent / "templates").glob("*.jinja"))
+
+
+@functools.lru_cache(maxsize=32)
+def _compile(template: str) -> Any:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if "{" not in template:
+        if template not in template_names():
+            raise ConfigError(f"unknown chat template {template!r}{suggest(template, template_names())}")
+        template = (Path(__file__).parent / "templates" / f"{template}.jinja").read_text(encoding="utf-8")
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+
+
+def render(
+    turns: Sequence[Turn], template: str, *, bos: str, eos: str, specials: Iterable[str] = (), reply: bool = False
+) -> list[Piece]:
+    """Render a dialogue to pieces, with the positions of media and supervised text.
+
+    Args:
+        turns: A parsed dialogue.
+        template: Name of a file in ``templates/``, or Jinja source in the Hugging Face chat-template dialect.
+        bos: The backbone's begin-of-sequence string, "" for none.
+        eos: Its end-of-sequence string; supervised where it follows the assistant's words.
+        specials: Strings that must not act as control tokens when a person types them; they are broken by a space.
+        reply: Whether to end with the prompt for the assistant's reply.
+
+    Returns:
+        Text and media pieces in order; text pieces are never empty.
+    """
+    media: list[MediumPiece] = []
+    rendered = []
+    for turn in turns:
+        content = ""
+        for part in turn.parts:
+            if isinstance(part, MediumPart):
+                content += _MEDIUM
+                media.append(MediumPiece(part, turn.role == "assistant"))
+            else:
+                text = part.text
+                for mark in (_MEDIUM, _OPEN, _CLOSE):
+                    text = text.replace(mark, "")
+                for special in specials:
+                    text = text.replace(special, special[0] + " " + special[1:])
+                content += text
+        if turn.role == "assistant":
+            content = _OPEN + content + _CLOSE
+        rendered.append({"role": turn.role, "content": content})
+    text = _compile(template).render(messages=rendered, bos_token=bos, eos_token=eos, add_generation_prompt=reply)
+
+    pieces: list[Piece] = []
+    current = TextPiece("")
+    opened: int | None = None
+    upcoming = iter(media)
+    position = 0
+
+    def close_range() -> None:
+        if opened is not None and len(current.text) > opened:
+            current.supervised.append((opened, len(current.text)))
+
+    while position < len(text):
+        character = text[position]
+        position += 1
+        if character == _MEDIUM:
+            close_range()
+            if current.text:
+                pieces.append(current)
+            pieces.append(next(upcoming))
+            current = TextPiece("")
+            opened = None if opened is None else 0
+        elif character == _OPEN:
+            opened = len(current.text)
+        elif character == _CLOSE:
+            if eos and text.startswith(eos, position):
+                current.text += eos
+                position += len(eos)
+            close_range()
+            opened = None
+        else:
+            current.text += character
+    if current.text:
+        pieces.append(current)
+    return pieces

@@ -1,0 +1,128 @@
+"""Lazy registries: names of parts to the files that define them, without importing any of them.
+
+A file in a part's folder that holds ``@register("name")`` is found by reading its text, so adding a part is adding a
+file; torch is imported only when a part is created. Other packages add parts through the entry-point groups
+``mmbridge.encoders``, ``mmbridge.projections`` and so on.
+"""
+
+import difflib
+import fnmatch
+import importlib
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmbridge.errors import ConfigError
+
+_DECORATOR = re.compile(r"^@register\(\s*[\"']([a-z0-9_]+)[\"']", re.MULTILINE)
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """Return ``; did you mean 'x'?`` with at most three close matches, or all names where none is close."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.55)
+    if close:
+        return "; did you mean " + " or ".join(repr(match) for match in close) + "?"
+    return f"; known: {', '.join(sorted(known))}."
+
+
+class Registry:
+    """Names to factories for one kind of part.
+
+    Args:
+        kind: What the parts are, in the singular ("encoder"); the folder and entry-point group are its plural.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.folder = Path(__file__).parent / f"{kind}s"
+        self._factories: dict[str, Callable[..., Any]] = {}
+        self._tiny: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def _locations(self) -> dict[str, str]:
+        found = {}
+        for file in sorted(self.folder.glob("*.py")):
+            for name in _DECORATOR.findall(file.read_text(encoding="utf-8")):
+                found[name] = f"mmbridge.{self.kind}s.{file.stem}"
+        for entry in importlib.metadata.entry_points(group=f"mmbridge.{self.kind}s"):
+            found.setdefault(entry.name, entry.module)
+        return found
+
+    def register(self, name: str, *, tiny: dict[str, Any] | None = None) -> Callable[[Any], Any]:
+        """Decorate a class or function that builds the part called ``name``.
+
+        Args:
+            name: Registry name, snake case.
+            tiny: Arguments with which the contract tests build a small instance; None where a part can't be built alone.
+
+        Raises:
+            ConfigError: The name is taken by another factory.
+        """
+
+        def decorate(factory: Any) -> Any:
+            present = self._factories.get(name)
+            if present is not None and present.__qualname__ != factory.__qualname__:
+                raise ConfigError(f"{self.kind} {name!r} is registered twice: {present} and {factory}; rename one.")
+            self._factories[name] = factory
+            if tiny is not None:
+                self._tiny[name] = tiny
+            factory.registry_name = name
+            return factory
+
+        return decorate
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Return the known names that match a glob pattern, sorted; imports no part."""
+        return sorted(fnmatch.filter(self._locations.keys() | self._factories.keys(), pattern))
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """Return the factory called ``name``.
+
+        Raises:
+            ConfigError: Unknown name; the message suggests close ones.
+        """
+        if name not in self._factories:
+            if name not in self._locations:
+                raise ConfigError(f"unknown {self.kind} {name!r}{suggest(name, self.names())}")
+            importlib.import_module(self._locations[name])
+        return self._factories[name]
+
+    def create(self, name: str, **arguments: Any) -> Any:
+        """Build the part called ``name``.
+
+        Raises:
+            ConfigError: Unknown name or unknown argument.
+        """
+        self.check(name, arguments)
+        return self.get(name)(**arguments)
+
+    def check(self, name: str, arguments: dict[str, Any]) -> None:
+        """Check argument names against the factory's signature, without building anything.
+
+        Raises:
+            ConfigError: An argument that the part does not take, or a missing one.
+        """
+        parameters = inspect.signature(self.get(name)).parameters
+        for key in arguments:
+            if key not in parameters:
+                raise ConfigError(f"{self.kind} {name!r} has no argument {key!r}{suggest(key, list(parameters))}")
+        for key, parameter in parameters.items():
+            if parameter.default is parameter.empty and key not in arguments:
+                raise ConfigError(f"{self.kind} {name!r} needs the argument {key!r}; add it.")
+
+    def tiny(self, name: str) -> dict[str, Any] | None:
+        """Return the arguments of a small instance for tests, or None."""
+        self.get(name)
+        return self._tiny.get(name)
+
+
+encoders = Registry("encoder")
+projections = Registry("projection")
+backbones = Registry("backbone")
+decoders = Registry("decoder")
+ways_in = Registry("input")
+ways_out = Registry("output")

@@ -1,0 +1,73 @@
+"""How parts announce themselves: plain data, no torch.
+
+A bridge derives every width, length and preprocessing setting from these, so that no recipe spells a number that a
+model's own configuration already holds.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What an encoder gives for one medium: ``tokens`` vectors of width ``dim``, shape (tokens, dim).
+
+    ``tokens`` is None where the number depends on the medium.
+    """
+
+    tokens: int | None
+    dim: int
+
+
+@dataclass(frozen=True)
+class ConditionSpec:
+    """What a decoder is steered by: shape (tokens, dim); ``normalized`` where rows have unit L2 norm."""
+
+    tokens: int
+    dim: int
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """Raw picture that an encoder wants: (3, size, size) floats, (x - mean) / std with x in 0..1.
+
+    ``resize``: "crop" (short side to ``size``, then centre crop), "pad" (to a square with the mean colour, then resize) or
+    "squash" (both sides to ``size``).
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str = "crop"
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """Raw video that an encoder wants: ``clips`` clips of ``seconds`` seconds, ``frames`` frames each, evenly spaced.
+
+    Shape (clips * crops, 3, frames, size, size); ``crops`` spatial crops (1 or 3) along the longer side.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    clips: int
+    frames: int
+    seconds: float
+    crops: int = 1
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """Raw sound that an encoder wants: log-mel clips of shape (clips, 1, mel_bins, frames), (x - mean) / std.
+
+    ``seconds`` is the length of one clip; clips are evenly spaced over the sound.
+    """
+
+    sample_rate: int
+    mel_bins: int
+    frames: int
+    clips: int
+    seconds: float
+    mean: float
+    std: float

@@ -1,0 +1,40 @@
+"""The procedural world: scenes of named factors, their renderings, their words, and judges that read them back.
+
+One scene is rendered as picture, video, sound and text; nothing is learned anywhere in this folder, so a judge's verdict on a
+generated medium is a measurement. docs/world.md defines the world exactly.
+"""
+
+from mmbridge.synthetic.audio import SAMPLE_RATE, render_audio
+from mmbridge.synthetic.conversation import (
+    chat_pairs,
+    convert_request,
+    describe_request,
+    dialogue,
+    draw_reply,
+    draw_request,
+    question,
+)
+from mmbridge.synthetic.image import render_image
+from mmbridge.synthetic.language import caption, parse
+from mmbridge.synthetic.scene import CARRIES, FACTORS, Scene
+from mmbridge.synthetic.video import FRAMES_PER_SECOND, render_video
+
+__all__ = [
+    "CARRIES",
+    "FACTORS",
+    "FRAMES_PER_SECOND",
+    "SAMPLE_RATE",
+    "Scene",
+    "caption",
+    "chat_pairs",
+    "convert_request",
+    "describe_request",
+    "dialogue",
+    "draw_reply",
+    "draw_request",
+    "parse",
+    "question",
+    "render_audio",
+    "render_image",
+    "render_video",
+]
