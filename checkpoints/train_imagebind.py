@@ -13,6 +13,7 @@ import json
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,16 +57,15 @@ def recompress(pixels: np.ndarray, rng: np.random.Generator, lowest: int) -> np.
     return np.asarray(PilImage.open(stream))
 
 
-def make_group(job: tuple[str, int, ImageBindConfig]) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+def make_group(job: tuple[str, int, Any]) -> tuple[np.ndarray, list[tuple[int, ...]]]:
     """Render one group: scenes that differ in one factor that the modality carries."""
-    modality, seed, config = job
+    modality, seed, encoder_input = job
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     scene = Scene.random(rng)
     factor = str(rng.choice(CARRIES[modality]))
     values = rng.permutation(len(FACTORS[factor]))[:GROUP]
     scenes = [scene.replace(**{factor: FACTORS[factor][values[index % len(values)]]}) for index in range(GROUP)]
-    encoder_input = {name: ImageBind(name, config=config).input for name in (modality,)}[modality]
     made = []
     for member in scenes:
         render_seed = int(rng.integers(2**31))
@@ -96,7 +96,8 @@ def recompress_frame(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 def make_pool(modality: str, groups: int, seed: int, config: ImageBindConfig, workers: int) -> tuple[torch.Tensor, list[Scene]]:
-    jobs = [(modality, seed * 1_000_003 + index, config) for index in range(groups)]
+    encoder_input = ImageBind(modality, config=config).input
+    jobs = [(modality, seed * 1_000_003 + index, encoder_input) for index in range(groups)]
     with get_context("fork").Pool(workers) as pool:
         made = pool.map(make_group, jobs, chunksize=64)
     scenes = [

@@ -96,7 +96,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict]) -> tuple[li
     (piece,) = render(parse_messages(messages), "plain", bos="<s>", eos="</s>")
     assert isinstance(piece, TextPiece)
     encoded = tokenizer(piece.text, add_special_tokens=False, return_offsets_mapping=True)
-    said = [any(start <= low and high <= end for start, end in piece.supervised) for low, high in encoded["offset_mapping"]]
+    said = [any(start < high <= end for start, end in piece.supervised) for _, high in encoded["offset_mapping"]]
     return encoded["input_ids"], said
 
 

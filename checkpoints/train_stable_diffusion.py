@@ -19,10 +19,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from mmbridge.synthetic import CARRIES, Scene, caption, judge_image, render_image
+from mmbridge.synthetic import CARRIES, Scene, caption, render_image
+from mmbridge.synthetic.judges import judge_image
 
 HERE = Path(__file__).parent
-TOKENS, STEPS, GUIDANCE = 20, 20, 3.0
+TOKENS, STEPS, GUIDANCE, LATENTS = 20, 20, 3.0, 8
 
 
 def pictures(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[Scene]]:
@@ -53,7 +54,7 @@ def train_vae(options: argparse.Namespace) -> None:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 64),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=LATENTS,
         norm_num_groups=8,
         sample_size=64,
         mid_block_add_attention=False,
@@ -70,9 +71,10 @@ def train_vae(options: argparse.Namespace) -> None:
             posterior = vae.encode(images).latent_dist
             output = vae.decode(posterior.sample()).sample
         output = output.float()
-        # Coarse scales carry place and colour, fine ones the outline.
-        loss = (output - images).abs().mean() + (F.avg_pool2d(output - images, 4)).abs().mean()
-        loss = loss + 2e-4 * posterior.kl().float().mean() / 256
+        # Objects are a small, saturated part of the picture; unweighted, the median ground is a good answer to everything.
+        weight = 1 + 8 * (images.amax(1, keepdim=True) - images.amin(1, keepdim=True)) / 2
+        difference = output - images
+        loss = (weight * (difference.abs() + 2 * difference.square())).mean() + 1e-6 * posterior.kl().float().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -81,7 +83,7 @@ def train_vae(options: argparse.Namespace) -> None:
         average.update()
         if step % 50 == 0:
             print(f"step {step} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
-        if step % 250 == 249 or step == options.steps - 1:
+        if step % 200 == 199 or step == options.steps - 1:
             average.swap()
             with torch.no_grad():
                 images, scenes = pictures(np.random.default_rng(7), 256)
@@ -107,6 +109,12 @@ def pipeline(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionModel
 
 def tokens(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> torch.Tensor:
     return tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+
+
+def partial(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption that leaves colour or place open, as captions of sounds do."""
+    words = f"a {scene.size} {scene.colour + ' ' if rng.random() < 0.3 else ''}{scene.shape}"
+    return words + (f" {caption(scene, 'image').split(scene.shape + ' ')[1]}" if rng.random() < 0.2 else "")
 
 
 @torch.no_grad()
@@ -135,6 +143,8 @@ def train_unet(options: argparse.Namespace) -> None:
     )  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
         block_out_channels=(64, 128),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -166,7 +176,7 @@ def train_unet(options: argparse.Namespace) -> None:
         captions = []
         for index in chosen.tolist():
             draw = rng.random()
-            captions.append("" if draw < 0.1 else caption(words[index], "image", None if draw < 0.6 else rng))
+            captions.append("" if draw < 0.1 else partial(words[index], rng) if draw < 0.22 else caption(words[index], "image", None if draw < 0.65 else rng))
         noise = torch.randn_like(store[chosen])
         timesteps = torch.randint(0, 1000, (options.batch_size,))
         noisy = noising.add_noise(store[chosen], noise, timesteps)

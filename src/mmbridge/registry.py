@@ -7,6 +7,7 @@ file; torch is imported only when a part is created. Other packages add parts th
 
 import difflib
 import fnmatch
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -27,6 +28,22 @@ def suggest(name: str, known: list[str]) -> str:
     if close:
         return "; did you mean " + " or ".join(repr(match) for match in close) + "?"
     return f"; known: {', '.join(sorted(known))}."
+
+
+def _record_arguments(part: type) -> None:
+    """Make instances remember what they were built with, so that a bridge composed in Python can be saved as a recipe."""
+    build = part.__init__  # type: ignore[misc]
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def record(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(self) is part:
+            given = signature.bind(self, *args, **kwargs).arguments
+            # Past nn.Module's own attribute handling, which is not ready before its constructor has run.
+            object.__setattr__(self, "arguments", {key: value for key, value in list(given.items())[1:]})
+        build(self, *args, **kwargs)
+
+    part.__init__ = record  # type: ignore[misc]
 
 
 class Registry:
@@ -71,6 +88,8 @@ class Registry:
             if tiny is not None:
                 self._tiny[name] = tiny
             factory.registry_name = name
+            if inspect.isclass(factory):
+                _record_arguments(factory)
             return factory
 
         return decorate

@@ -7,16 +7,17 @@ from torch import Tensor, nn
 class NewRows(nn.Module):
     """Embedding and head rows of added tokens.
 
-    The base model's matrices are never resized or unfrozen; ids from the end of its vocabulary on look up these rows.
+    The base model's matrices are never resized or unfrozen. Only the first ``emitted`` tokens can be chosen by the
+    language model and so have a row in the head; the rest are forced by a grammar and never compete for a logit.
 
     Args:
         embedding: The base embedding matrix (V, D), from whose statistics the new rows start.
         count: Tokens to add.
-        head: Whether the backbone may emit the tokens (rows of the head too) or only reads them.
+        emitted: How many of them the model may choose.
         seed: Seed of the initial noise.
     """
 
-    def __init__(self, embedding: Tensor, count: int, *, head: bool = True, seed: int = 0):
+    def __init__(self, embedding: Tensor, count: int, *, emitted: int = 1, seed: int = 0):
         super().__init__()
         dim = embedding.shape[1]
         if embedding.is_meta:
@@ -27,7 +28,7 @@ class NewRows(nn.Module):
             # The mean row, as usual for added tokens, with the old rows' spread so that no two start alike.
             start = base.mean(0) + base.std(0) * torch.randn(count, dim, generator=generator).to(base.device)
         self.embedding = nn.Parameter(start)  # (count, D)
-        self.head = nn.Parameter(torch.zeros(count, dim, device=start.device)) if head else None  # (count, D)
+        self.head = nn.Parameter(torch.zeros(emitted, dim, device=start.device))  # (emitted, D)
 
     @property
     def count(self) -> int:

@@ -43,13 +43,13 @@ def encoder(
     found, embed_dim = _read_sizes(state, tower)
     if found["dim"] != kind.dim and "heads" not in sizes:
         raise ConfigError(
-            f"the number of attention heads can't be read from weights; this {tower} tower is {found['dim']} wide instead "
-            f"of the published {kind.dim}, so pass heads=."
+            f"the number of attention heads can't be read from weights; this {tower} tower is {found['dim']} wide "
+            f"instead of the published {kind.dim}, so pass heads=."
         )
     config = ImageBindConfig(embed_dim, **{tower: kind(**{**found, **sizes})})
     converted = ImageBind(modality, tokens=tokens, clips=clips, config=config)
     own = {name: tensor for name, tensor in state.items() if name.split(".")[1:2] == [tower]}
-    load_strict(converted.model, own, f"ImageBind's {tower} tower")
+    load_strict(converted.model, own, f"the tensors of ImageBind's {tower} tower")
     converted.freeze()
     return converted
 
@@ -59,8 +59,8 @@ def _read_sizes(state: Mapping[str, Tensor], tower: str) -> tuple[dict[str, int]
         key = f"modality_{group}.{tower}.{name}"
         if key not in state:
             raise CheckpointError(
-                f"these weights lack {key}, so they hold no ImageBind {tower} tower; give the tensors of a file such as "
-                "imagebind_huge.pth under their own names."
+                f"these weights lack {key}, so they hold no whole ImageBind {tower} tower; give the tensors of a file "
+                "such as imagebind_huge.pth under their own names."
             )
         return tuple(state[key].shape)
 

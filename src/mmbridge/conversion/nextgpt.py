@@ -8,12 +8,12 @@ arguments, whose defaults are the published numbers. Language model rows and LoR
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mmbridge.errors import CheckpointError
+from mmbridge.errors import CheckpointError, ConfigError
 from mmbridge.projections.base import Projection
 from mmbridge.projections.grouping import Grouping
 from mmbridge.projections.linear import MLP, Linear
@@ -58,9 +58,8 @@ def linear(state: Mapping[str, Tensor]) -> Linear:
     Raises:
         CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
     """
-    with torch.device("meta"):
-        module = Linear(_size(state, "weight", 1), _size(state, "weight", 0))
-    return _filled(module, state, [(r"^layer\.", "")])
+    dim_out, dim_in = _shape(state, "weight", 2)
+    return _filled(_created(Linear, dim_in=dim_in, dim_out=dim_out), state, [(r"^layer\.", "")])
 
 
 def mlp(state: Mapping[str, Tensor]) -> MLP:
@@ -69,12 +68,9 @@ def mlp(state: Mapping[str, Tensor]) -> MLP:
     Raises:
         CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
     """
-    with torch.device("meta"):
-        module = MLP(
-            _size(state, "layer.0.weight", 1),
-            _size(state, "layer.2.weight", 0),
-            dim_hidden=_size(state, "layer.0.weight", 0),
-        )
+    dim_hidden, dim_in = _shape(state, "layer.0.weight", 2)
+    dim_out, _ = _shape(state, "layer.2.weight", 2)
+    module = _created(MLP, dim_in=dim_in, dim_out=dim_out, dim_hidden=dim_hidden)
     return _filled(module, state, [(r"^layers\.", "layer.")])
 
 
@@ -88,19 +84,21 @@ def grouping(state: Mapping[str, Tensor], num_heads: int = 8) -> Grouping:
     Raises:
         CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
     """
-    stages = max(1, _count(state, r"layers\.(\d+)\.group_token$"))
-    groups = [_size(state, f"layers.{i}.group_token", 1) for i in range(stages)]
-    with torch.device("meta"):
-        module = Grouping(
-            _size(state, "in_fc.weight", 1),
-            _size(state, "out_fc.weight", 0),
-            num_tokens=groups[-1],
-            num_concepts=groups[:-1],
-            depths=[max(1, _count(state, rf"layers\.{i}\.blocks\.(\d+)\.")) for i in range(stages + 1)],
-            dim_hidden=_size(state, "in_fc.weight", 0),
-            num_heads=num_heads,
-            variant="published",
-        )
+    dim_hidden, dim_in = _shape(state, "in_fc.weight", 2)
+    dim_out, _ = _shape(state, "out_fc.weight", 2)
+    stages = max(1, _count(state, r"layers\.(\d+)\.") - 1)  # the last layer groups nothing
+    groups = [_shape(state, f"layers.{i}.group_token", 3)[1] for i in range(stages)]
+    module = _created(
+        Grouping,
+        dim_in=dim_in,
+        dim_out=dim_out,
+        num_tokens=groups[-1],
+        num_concepts=groups[:-1],
+        depths=[max(1, _count(state, rf"layers\.{i}\.blocks\.(\d+)\.")) for i in range(stages + 1)],
+        dim_hidden=dim_hidden,
+        num_heads=num_heads,
+        variant="published",
+    )
     return _filled(module, state, [(r"^blocks\.", f"layers.{stages}.blocks."), *_GROUPING_NAMES])
 
 
@@ -114,18 +112,23 @@ def signal_transformer(state: Mapping[str, Tensor], num_heads: int = 4) -> Signa
     Raises:
         CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
     """
-    project_in, project_out = ("fc", "model") if "fc.weight" in state else ("in_fc", "out_fc")
-    with torch.device("meta"):
-        module = SignalTransformer(
-            _size(state, f"{project_in}.weight", 1),
-            _size(state, f"{project_out}.weight", 0),
-            _size(state, "query_embs", 1),
-            dim_hidden=_size(state, f"{project_in}.weight", 0),
-            num_heads=num_heads,
-            num_encoder_layers=max(1, _count(state, r"tfm\.encoder\.layers\.(\d+)\.")),
-            num_decoder_layers=max(1, _count(state, r"tfm\.decoder\.layers\.(\d+)\.")),
-            dim_feedforward=_size(state, "tfm.encoder.layers.0.linear1.weight", 0),
-        )
+    released = any(re.match(r"(fc|model)\.(weight|bias)$", key) for key in state)
+    project_in, project_out = ("fc", "model") if released else ("in_fc", "out_fc")
+    dim_hidden, dim_in = _shape(state, f"{project_in}.weight", 2)
+    dim_out, _ = _shape(state, f"{project_out}.weight", 2)
+    _, num_queries, _ = _shape(state, "query_embs", 3)
+    dim_feedforward, _ = _shape(state, "tfm.encoder.layers.0.linear1.weight", 2)
+    module = _created(
+        SignalTransformer,
+        dim_in=dim_in,
+        dim_out=dim_out,
+        num_queries=num_queries,
+        dim_hidden=dim_hidden,
+        num_heads=num_heads,
+        num_encoder_layers=max(1, _count(state, r"tfm\.encoder\.layers\.(\d+)\.")),
+        num_decoder_layers=max(1, _count(state, r"tfm\.decoder\.layers\.(\d+)\.")),
+        dim_feedforward=dim_feedforward,
+    )
     names = [
         (r"^project_in\.", f"{project_in}."),
         (r"^project_out\.", f"{project_out}."),
@@ -135,16 +138,27 @@ def signal_transformer(state: Mapping[str, Tensor], num_heads: int = 4) -> Signa
     return _filled(module, state, names)
 
 
-def _size(state: Mapping[str, Tensor], key: str, axis: int) -> int:
+def _shape(state: Mapping[str, Tensor], key: str, axes: int) -> tuple[int, ...]:
     if key not in state:
         raise CheckpointError(
-            f"NExT-GPT checkpoint lacks {key!r}, from which a width is read; it has {_listed(sorted(state))}. Pass one "
+            f"NExT-GPT checkpoint lacks {key!r}, from which sizes are read; it has {_listed(sorted(state))}. Pass one "
             "module's tensors with their prefix stripped."
         )
     shape = tuple(state[key].shape)
-    if len(shape) <= axis or 0 in shape:
-        raise CheckpointError(f"NExT-GPT checkpoint has {key!r} of shape {shape}, which is no weight; fetch it again.")
-    return shape[axis]
+    if len(shape) != axes:
+        raise CheckpointError(
+            f"NExT-GPT checkpoint has {key} of the wrong shape: {shape} instead of {axes} axes. Pass an undamaged file."
+        )
+    return shape
+
+
+def _created(part: type[P], **arguments: Any) -> P:
+    """Create a module without memory or random numbers, from sizes that a file gave."""
+    try:
+        with torch.device("meta"):
+            return part(**arguments)
+    except ConfigError as error:
+        raise CheckpointError(f"NExT-GPT checkpoint has shapes that fit no projection: {error}") from error
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:

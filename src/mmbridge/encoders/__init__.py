@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmbridge.encoders.base import Encoder
-    from mmbridge.encoders.imagebind import ImageBind, ImageBindConfig, ImageBindModel
+    from mmbridge.encoders.imagebind import ImageBind, ImageBindModel
+    from mmbridge.encoders.imagebind_modules import ImageBindConfig
     from mmbridge.encoders.openclip import OpenClip
     from mmbridge.encoders.timm_backbone import Timm
 

@@ -1,7 +1,7 @@
-"""What every encoder is: a frozen module from raw media tensors to tokens, with a spec, an input spec and a fingerprint.
+"""What every encoder is: a frozen module from raw media tensors to tokens, which says what it takes and gives.
 
-Published or self-made modules become encoders by subclassing ``Encoder``: set ``modality`` and ``licence``, give ``spec``,
-``input`` and ``encode``, and call ``freeze()`` at the end of the constructor.
+Published or self-made modules become encoders by subclassing ``Encoder``: set ``modality`` and ``licence``, give
+``spec``, ``input`` and ``encode``, and call ``freeze()`` at the end of the constructor.
 """
 
 import hashlib
@@ -109,10 +109,19 @@ class Encoder(nn.Module):
         }
 
 
+def is_planning() -> bool:
+    """Return whether parts are built on the meta device, to be measured: from configurations, without weights."""
+    return torch.get_default_device().type == "meta"
+
+
 def find_revision(path: Path) -> str | None:
     """Return the commit of a file in the Hugging Face cache (``.../snapshots/<commit>/...``), else None."""
     parents = path.parts
     return parents[parents.index("snapshots") + 1] if "snapshots" in parents[:-1] else None
+
+
+def _shorten(names: list[str], shown: int = 6) -> str:
+    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -121,20 +130,23 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     Raises:
         CheckpointError: Missing, unexpected or wrongly shaped tensors, listed.
     """
-    wanted = module.state_dict()
-    lines = [f"missing {name} {tuple(wanted[name].shape)}" for name in wanted if name not in state]
-    lines += [f"unexpected {name}" for name in state if name not in wanted]
-    lines += [
-        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
-    if lines:
-        shown = "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    faults = {
+        "missing": [f"{name} {shapes[name]}" for name in shapes if name not in found],
+        "unexpected": [name for name in found if name not in shapes],
+        "of the wrong shape": [
+            f"{name} {found[name]} instead of {shapes[name]}"
+            for name in shapes
+            if found.get(name, shapes[name]) != shapes[name]
+        ],
+    }
+    if any(faults.values()):
+        lines = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in faults.items() if names]
         raise CheckpointError(
-            f"{what} does not fit: {shown}. Give the weights that belong to this configuration, or the configuration that "
-            "belongs to these weights."
+            f"{what} do not fit: {'; '.join(lines)}. Give the weights that belong to this configuration, or the "
+            "configuration that belongs to these weights."
         )
-    # meta-device modules have no storage to copy into, so tensors are assigned; float32 whatever the file holds
+    # assigned, because modules on the meta device have no storage to copy into; float32, whatever the file holds
     floats = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     module.load_state_dict(floats, strict=True, assign=True)

@@ -1,14 +1,15 @@
 """ImageBind: one embedding space for pictures, videos, text, sound, depth, heat and motion.
 
-Source: Girdhar et al., "ImageBind: One Embedding Space To Bind Them All", arXiv 2305.05665; written from the paper and from
-the names and shapes of the published tensors. Only the towers asked for are created and read from disk. The published
-weights (imagebind_huge.pth) are CC BY-NC-SA 4.0 and are not part of this library.
+Source: Girdhar et al., "ImageBind: One Embedding Space To Bind Them All", arXiv 2305.05665; written from the paper and
+from the names and shapes of the published tensors. Only the towers asked for are created and read from disk. The
+published weights (imagebind_huge.pth) are CC BY-NC-SA 4.0 and are not part of this library.
 """
 
 import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmbridge import hub
-from mmbridge.encoders.base import Encoder, load_strict
+from mmbridge.encoders.base import Encoder, is_planning, load_strict
 from mmbridge.encoders.imagebind_modules import (
     MODALITY_TO_TOWER,
     ImageBindConfig,
@@ -46,7 +47,7 @@ class ImageBindModel(nn.Module):
     Args:
         config: Sizes of every tower.
         modalities: What to build ("image", "video", "text", "audio", "depth", "thermal", "imu"); None for all.
-        tokenizer: A tokenizer.json for the text tower; None for CLIP's byte-pair vocabulary, which comes with open_clip.
+        tokenizer: A tokenizer.json for the text tower; None for CLIP's vocabulary, which comes with open_clip.
 
     Raises:
         ConfigError: Unknown modality, or one that the configuration has no tower for.
@@ -60,8 +61,10 @@ class ImageBindModel(nn.Module):
         self.tokenizer_file = Path(tokenizer) if tokenizer is not None else None
         names = config.towers if modalities is None else [find_tower(config, modality) for modality in modalities]
         self.towers = tuple(dict.fromkeys(names))
-        for group in _GROUPS:
-            self.add_module(group, nn.ModuleDict())
+        self.modality_preprocessors = nn.ModuleDict()
+        self.modality_trunks = nn.ModuleDict()
+        self.modality_heads = nn.ModuleDict()
+        self.modality_postprocessors = nn.ModuleDict()
         for tower in self.towers:
             sizes = getattr(config, tower)
             self.modality_preprocessors[tower] = create_preprocessor(tower, sizes)
@@ -85,7 +88,7 @@ class ImageBindModel(nn.Module):
             CheckpointError: No weights there, unreadable, or not of these sizes.
         """
         file = find_weights(hub.resolve(weights))
-        config = config or read_config(file)
+        config = config or read_config(file.parent)
         tokenizer = file.with_name("tokenizer.json")
         with torch.device("meta"):
             model = cls(config, modalities, tokenizer if tokenizer.exists() else None)
@@ -98,7 +101,8 @@ class ImageBindModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         config = ImageBindConfig(self.config.embed_dim, **{tower: getattr(self.config, tower) for tower in self.towers})
         (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "model.safetensors")
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors")
         if self.tokenizer_file is not None and self.tokenizer_file != folder / "tokenizer.json":
             (folder / "tokenizer.json").write_bytes(self.tokenizer_file.read_bytes())
 
@@ -119,7 +123,7 @@ class ImageBindModel(nn.Module):
         if tower != "text":
             hidden = hidden[:, :1] if pooled else hidden[:, 1:]
         elif pooled:
-            ends = (x == self.config.text.eot).int().argmax(dim=1)
+            ends = x.eq(getattr(self.config, tower).eot).int().argmax(dim=1)
             hidden = hidden[torch.arange(len(x), device=x.device), ends].unsqueeze(1)
         embeddings = F.normalize(self.modality_heads[tower](hidden), dim=-1)
         return embeddings.unflatten(0, (len(x), x.shape[1] if has_clips else 1))
@@ -153,8 +157,8 @@ class ImageBindModel(nn.Module):
 
     def _split(self, text: str) -> list[int]:
         if self.tokenizer_file is not None:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        return self._tokenizer.encode(text)
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(text))
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -167,10 +171,11 @@ class ImageBindModel(nn.Module):
         except ModuleNotFoundError as error:
             raise MissingExtraError("ImageBind's text tokens need open_clip: pip install open_clip_torch") from error
         tokenizer = SimpleTokenizer()
-        if tokenizer.vocab_size != self.config.text.vocabulary:
+        size = self.config.text.vocabulary if self.config.text else 0
+        if tokenizer.vocab_size != size:
             raise ConfigError(
-                f"ImageBind's text tower has {self.config.text.vocabulary} tokens but no tokenizer.json, and CLIP's own "
-                f"vocabulary has {tokenizer.vocab_size}; put the tokenizer.json it was trained with beside its weights."
+                f"ImageBind's text tower has {size} tokens but no tokenizer.json, and CLIP's own vocabulary has "
+                f"{tokenizer.vocab_size}; put the tokenizer.json it was trained with beside its weights."
             )
         return tokenizer
 
@@ -205,21 +210,23 @@ def find_weights(path: Path) -> Path:
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
         raise CheckpointError(
-            f"{path} should hold one ImageBind weights file (model.safetensors, or one .safetensors or .pth file) but has "
-            f"{names}; name the file itself."
+            f"{path} should hold one ImageBind weights file (model.safetensors, or one .safetensors or .pth file) but "
+            f"has {names}; name the file itself."
         )
     return found[0]
 
 
-def read_config(file: Path) -> ImageBindConfig:
-    """Return the sizes in ``config.json`` beside a weights file, or the published "huge" sizes if there is none."""
-    path = file.with_name("config.json")
+def read_config(folder: Path) -> ImageBindConfig:
+    """Return the sizes in a folder's ``config.json``, or the published "huge" sizes if there is none."""
+    path = folder / "config.json"
     if not path.exists():
         return ImageBindConfig.huge()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); restore the file that belongs to {file.name}.") from error
+        raise CheckpointError(
+            f"{path} is not JSON ({error}); restore the one that belongs to these weights."
+        ) from error
     return ImageBindConfig.from_dict(values)
 
 
@@ -235,16 +242,19 @@ def read_tensors(file: Path, towers: Sequence[str]) -> dict[str, Tensor]:
             with safe_open(file, framework="pt") as stream:
                 return {name: stream.get_tensor(name) for name in stream.keys() if name.startswith(prefixes)}  # noqa: SIM118
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, SafetensorError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{file} can't be read as .safetensors or .pth weights ({reason}); get it anew.") from error
+        raise CheckpointError(f"{file} can't be read as safetensors or .pth weights ({reason}); replace it.") from error
     return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
 
 
-def _share(weights: str | Path, modality: str, config: ImageBindConfig | None) -> tuple[ImageBindModel, Path]:
+def _share(weights: str | Path, modality: str, config: ImageBindConfig | None) -> tuple[ImageBindModel, Path | None]:
     """Read one tower, or return the one that another encoder already holds: image and video share vision."""
+    if is_planning():
+        place = hub.resolve_config(weights)
+        return ImageBindModel(config or read_config(place.parent if place.is_file() else place), (modality,)), None
     file = find_weights(hub.resolve(weights)).resolve()
-    sizes = config or read_config(file)
+    sizes = config or read_config(file.parent)
     status = file.stat()
     key = (file, status.st_mtime_ns, status.st_size, find_tower(sizes, modality), sizes)
     model = _shared.get(key)
@@ -264,7 +274,7 @@ class ImageBind(Encoder):
     """One frozen ImageBind tower as an encoder.
 
     Args:
-        modality: "image", "video", "audio", "depth", "thermal" or "imu"; image and video of the same weights share memory.
+        modality: "image", "video", "audio", "depth", "thermal" or "imu"; image and video share a tower in memory.
         weights: Folder, file, shipped name or hub id; None for random weights of the given ``config``.
         tokens: "patch" for every patch token through the head, class token dropped; "pooled" for the class token alone.
         clips: "mean" over clips of video or audio after normalising (as published), or "concat" to keep their order.
@@ -307,9 +317,10 @@ class ImageBind(Encoder):
         self.sizes = getattr(self.model.config, self.tower)
         self.tokens, self.clips = tokens, clips
         self.options = {"tokens": tokens, "clips": clips, "heads": self.sizes.heads}
-        if self.file is not None:
-            published = self.sizes == getattr(ImageBindConfig.huge(), self.tower)
-            self.licence = "CC-BY-NC-SA-4.0" if published else hub.licence_of(self.file.parent)
+        if weights is not None and self.sizes == getattr(ImageBindConfig.huge(), self.tower):
+            self.licence = "CC-BY-NC-SA-4.0"
+        elif self.file is not None:
+            self.licence = hub.licence_of(self.file.parent)
         self.freeze()
 
     @property

@@ -1,8 +1,8 @@
 """The modules of ImageBind: sizes as data, stems, transformer trunks, heads and logit scales of its six towers.
 
-Source: Girdhar et al., "ImageBind: One Embedding Space To Bind Them All", arXiv 2305.05665, section 3 and appendix B. The
-modules are named so that their state dicts have the keys of the published weights. Dropout of whole layers (stochastic
-depth) and resizing of position embeddings are deliberately absent.
+Source: Girdhar et al., "ImageBind: One Embedding Space To Bind Them All", arXiv 2305.05665, section 3 and appendix B.
+The modules are named so that their state dicts have the keys of the published weights. Dropout of whole layers
+(stochastic depth) and resizing of position embeddings are deliberately absent.
 """
 
 import math
@@ -136,7 +136,7 @@ class ImuConfig:
         return self.steps // self.kernel
 
 
-TOWER_CONFIGS = {
+TOWER_CONFIGS: dict[str, Any] = {
     "vision": VisionConfig,
     "text": TextConfig,
     "audio": AudioConfig,
@@ -451,7 +451,10 @@ def create_postprocessor(tower: str) -> nn.Module:
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Draw fresh weights: matrices, positions and class tokens from a normal of std 0.02, biases zero, norms one."""
+    """Draw fresh weights from normals of std 1 / sqrt(inputs) for matrices and 1 / sqrt(D) for vectors; biases zero.
+
+    At small widths the usual std of 0.02 would drown the positions in the patches and delay learning several times.
+    """
     for child in module.modules():
         if isinstance(child, nn.LayerNorm | LogitScale):
             continue
@@ -459,4 +462,6 @@ def initialise(module: nn.Module) -> None:
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             else:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                vectors = parameter.ndim == 3  # positions, class tokens and the added key and value: (1, T, D)
+                inputs = parameter.shape[-1] if vectors else parameter[0].numel()
+                nn.init.trunc_normal_(parameter, std=inputs**-0.5)

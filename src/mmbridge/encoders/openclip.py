@@ -1,7 +1,7 @@
 """Any picture tower of open_clip (CLIP, SigLIP, EVA, ...) as an encoder.
 
-Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020. The text
-tower is dropped. Nothing is downloaded unless pretrained weights are named.
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020. The
+text tower is dropped. Nothing is downloaded unless pretrained weights are named.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmbridge import hub
-from mmbridge.encoders.base import Encoder
+from mmbridge.encoders.base import Encoder, is_planning
 from mmbridge.errors import CheckpointError, ConfigError
 from mmbridge.registry import encoders as registry
 from mmbridge.registry import suggest
@@ -21,12 +21,10 @@ register = registry.register
 
 RESIZE = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 SMALLEST_TEXT_TOWER = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
-TINY = {
-    "model": {"embed_dim": 12, "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}}
-}
+TINY_TOWER = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
 
 
-@register("open_clip", tiny=TINY)
+@register("open_clip", tiny={"model": {"embed_dim": 12, "vision_cfg": TINY_TOWER}})
 class OpenClip(Encoder):
     """A frozen picture tower of open_clip.
 
@@ -68,9 +66,10 @@ class OpenClip(Encoder):
             name, arguments = "ViT-B-32", {**arguments, "text_cfg": SMALLEST_TEXT_TOWER, **model}
         elif (name := model.replace("/", "-")) not in open_clip.list_models():
             return self._create_from_folder(model, pretrained)
-        if pretrained is None:
+        if pretrained is not None:
+            self.source = f"{model}:{pretrained}" if isinstance(model, str) else pretrained
+        if pretrained is None or is_planning():
             return open_clip.create_model(name, **{"text_cfg": SMALLEST_TEXT_TOWER, **arguments})
-        self.source = f"{model}:{pretrained}" if isinstance(model, str) else pretrained
         self.file = _find_file(name, pretrained)
         try:
             return open_clip.create_model(name, pretrained=pretrained, **arguments)
@@ -87,14 +86,18 @@ class OpenClip(Encoder):
             raise ConfigError(f"open_clip has no model {model!r}{suggest(model, open_clip.list_models())}")
         if pretrained is not None:
             raise ConfigError(f"OpenClip({model!r}) brings its own weights; leave out pretrained={pretrained!r}.")
+        self.source = model
+        if is_planning():
+            folder = hub.resolve_config(model)
+            return open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
         folder = hub.resolve(model)
         found = [file for name in ("*.safetensors", "*.bin", "*.pt", "*.pth") for file in sorted(folder.glob(name))]
         if not found or not (folder / "open_clip_config.json").exists():
             raise CheckpointError(
-                f"{folder} is not an open_clip model: it needs open_clip_config.json and open_clip_model.safetensors (or "
-                ".bin); name another folder or hub id."
+                f"{folder} is not an open_clip model: it needs open_clip_config.json and weights such as "
+                "open_clip_model.safetensors; name another folder or hub id."
             )
-        self.source, self.file = model, found[0]
+        self.file = found[0]
         self.licence = hub.licence_of(folder)
         try:
             return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
@@ -148,5 +151,5 @@ def _read_input(clip: Any) -> ImageInput:
     facts = open_clip.get_model_preprocess_cfg(clip)
     sides = {facts["size"]} if isinstance(facts["size"], int) else set(facts["size"])
     if len(sides) != 1:
-        raise ConfigError(f"OpenClip reads square pictures only, but this model wants {facts['size']}; choose another one.")
+        raise ConfigError(f"OpenClip reads square pictures only, but this model wants {facts['size']}; choose another.")
     return ImageInput(sides.pop(), tuple(facts["mean"]), tuple(facts["std"]), RESIZE[facts["resize_mode"]])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmbridge import hub
-from mmbridge.encoders.base import Encoder, load_strict
+from mmbridge.encoders.base import Encoder, is_planning, load_strict
 from mmbridge.errors import CheckpointError, ConfigError
 from mmbridge.registry import encoders as registry
 from mmbridge.registry import suggest
@@ -55,13 +55,16 @@ class Timm(Encoder):
             raise ConfigError(f"Timm({model!r}) was given pretrained=True and weights={str(weights)!r}; choose one.")
         self.tokens = tokens
         self.options = {"model": model, "tokens": tokens}
-        self.backbone = _create(model, pretrained, image_size)
+        planning = is_planning()
+        self.backbone = _create(model, pretrained and not planning, image_size)
         facts = self.backbone.pretrained_cfg
         if pretrained:
             self.source, self.licence = model, facts.get("license") or "unknown"
-            self.file = _find_cached(facts.get("hf_hub_id"))
+            self.file = None if planning else _find_cached(facts.get("hf_hub_id"))
         if weights is not None:
-            self.source, self.file = str(weights), _find_weights(hub.resolve(weights))
+            self.source = str(weights)
+        if weights is not None and not planning:
+            self.file = _find_weights(hub.resolve(weights))
             self.licence = hub.licence_of(self.file.parent)
             load_strict(self.backbone, _read_tensors(self.file, facts.get("classifier")), f"timm weights {self.file}")
         self._input = _read_input(self.backbone, image_size)
@@ -96,11 +99,11 @@ def _create(model: str, pretrained: bool, image_size: int | None) -> Any:
 
     if not timm.is_model(model):
         raise ConfigError(f"timm has no model {model!r}{suggest(model, timm.list_models())}")
-    arguments = {} if image_size is None else {"img_size": image_size}
+    arguments: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
         return timm.create_model(model, pretrained=pretrained, num_classes=0, **arguments)
     except TypeError as error:
-        raise ConfigError(f"timm's {model!r} lets no image_size be chosen; leave out image_size={image_size}.") from error
+        raise ConfigError(f"timm's {model!r} lets no image_size be chosen; leave it out.") from error
     except Exception as error:  # every failure of the download has the same remedy
         if not pretrained:
             raise ConfigError(f"timm can't build {model!r}: {error}") from error
@@ -138,11 +141,11 @@ def _read_tensors(file: Path, classifier: str | tuple[str, ...] | None) -> dict[
 
 
 def _read_input(backbone: Any, image_size: int | None) -> ImageInput:
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
 
     facts = resolve_data_config({} if image_size is None else {"img_size": image_size}, model=backbone)
     _, height, width = facts["input_size"]
     if height != width:
-        raise ConfigError(f"Timm reads square pictures only, but this model wants {height} x {width}; choose another one.")
+        raise ConfigError(f"Timm reads square pictures only, but this model wants {height} x {width}; choose another.")
     resize = "squash" if facts.get("crop_mode") == "squash" else "crop"
     return ImageInput(height, tuple(facts["mean"]), tuple(facts["std"]), resize)

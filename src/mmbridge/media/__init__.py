@@ -11,7 +11,6 @@ from mmbridge.errors import MediaError
 
 if TYPE_CHECKING:
     from mmbridge.media.audio import Audio, prepare_audio
-    from mmbridge.media.export import write_audio, write_image, write_video
     from mmbridge.media.image import Image, prepare_image
     from mmbridge.media.mel import kaldi_fbank
     from mmbridge.media.video import Video, prepare_video
@@ -24,9 +23,6 @@ _HOMES = {
     "prepare_audio": "audio",
     "prepare_image": "image",
     "prepare_video": "video",
-    "write_audio": "export",
-    "write_image": "export",
-    "write_video": "export",
 }
 _CLASSES = {"image": "Image", "audio": "Audio", "video": "Video"}
 
@@ -39,9 +35,6 @@ __all__ = [
     "prepare_audio",
     "prepare_image",
     "prepare_video",
-    "write_audio",
-    "write_image",
-    "write_video",
 ]
 
 
@@ -71,4 +64,5 @@ def load(
     """
     if modality not in _CLASSES:
         raise MediaError(f"there is no modality {modality!r} that is read from files; accepted: {', '.join(_CLASSES)}.")
-    return __getattr__(_CLASSES[modality]).load(source, root=root, **options)
+    medium: Image | Audio | Video = __getattr__(_CLASSES[modality]).load(source, root=root, **options)
+    return medium

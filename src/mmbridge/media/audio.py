@@ -13,18 +13,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmbridge.errors import MediaError
-from mmbridge.media.base import Encoded, find_encoded, hash_content
+from mmbridge.media.base import MediaFile, find_file, hash_content
 from mmbridge.media.containers import decode_track
 from mmbridge.media.export import write_audio
 from mmbridge.media.mel import kaldi_fbank
 from mmbridge.specs import AudioInput
 
 MAX_SECONDS = 600
-_FORMATS = {"WAV": "WAV", "FLAC": "FLAC", "OGG": "OGG", "MP3": "MP3", "MP4": "the sound track of MP4 (M4A)", "WebM": "WebM"}
+_FORMATS = {"WAV": "WAV", "FLAC": "FLAC", "OGG": "OGG", "MP3": "MP3", "MP4": "MP4 (M4A)", "WebM": "WebM"}
 _MAX_CHANNELS = 32
 _MAX_PEAK = 4.0
 _SILENCE = 1e-6
-# A Kaiser window this long and this steep keeps 89 % of the band within 0.1 % and aliases below -80 dB.
+_UNKNOWN_SIZE = 0x7FFF0000
+# A Kaiser window this long and this steep keeps 88 % of the band within 0.1 % and aliases below -80 dB.
 _ZERO_CROSSINGS = 48
 _KAISER_BETA = 8.0
 _ROLLOFF = 0.945
@@ -54,6 +55,8 @@ class Audio:
                 f"audio holds float32 samples of shape (T,), not {self.samples.dtype} of shape "
                 f"{tuple(self.samples.shape)}; Audio.load converts arrays and tensors."
             )
+        if not self.samples.isfinite().all():
+            raise MediaError("audio holds NaN or infinite samples; replace them by numbers in -1..1.")
         if self.sample_rate < 1:
             raise MediaError(f"audio with a sample rate of {self.sample_rate} Hz can't be used; it must be at least 1.")
 
@@ -74,16 +77,16 @@ class Audio:
         Samples that a file's decoder puts slightly outside [-1, 1] are clipped. Silence is a valid sound.
 
         Args:
-            source: A path or the bytes of a WAV, FLAC, OGG, MP3, MP4, M4A or WebM file; an array or tensor (T,), (T, C) or
-                (C, T) of up to 32 channels, the shorter side being C, as floats in [-1, 1] or int16, int32 or uint8 at full
-                scale; or an ``Audio``.
+            source: A path or the bytes of a WAV, FLAC, OGG, MP3, MP4, M4A or WebM file; an array or tensor (T,),
+                (T, C) or (C, T) of up to 32 channels, the shorter side being C, as floats in [-1, 1] or int16, int32
+                or uint8 at full scale; or an ``Audio``.
             sample_rate: Samples a second of an array or tensor; only for these.
             root: Folder that paths are relative to and may not leave.
 
         Raises:
-            MediaError: The file is missing, empty, damaged, of another format, without sound or longer than 10 minutes;
-                the array has another shape, dtype or range, or holds NaN; ``sample_rate`` is missing or superfluous; a path
-                leads out of ``root``.
+            MediaError: The file is missing, empty, damaged, of another format, without sound or longer than 10
+                minutes; the array has another shape, dtype or range, or holds NaN; ``sample_rate`` is missing or
+                superfluous; a path leads out of ``root``.
         """
         if isinstance(source, (np.ndarray, Tensor)):
             if sample_rate is None:
@@ -98,13 +101,13 @@ class Audio:
         elif isinstance(source, Audio):
             return source
         elif isinstance(source, (str, os.PathLike, bytes)):
-            encoded = find_encoded(source, "audio", _FORMATS, root)
-            if encoded.format in ("MP4", "WebM"):
-                track = cls.from_track(encoded)
+            medium = find_file(source, "audio", _FORMATS, root)
+            if medium.format in ("MP4", "WebM", "MP3"):
+                track = cls.from_track(medium)
                 if track is None:
-                    raise MediaError(f"{encoded.name} has no sound track; load it as a video, or choose another file.")
+                    raise MediaError(f"{medium.name} holds no sound; choose another file, or load a video as a video.")
                 return track
-            samples, sample_rate = _from_encoded(encoded)
+            samples, sample_rate = _from_file(medium)
         else:
             raise MediaError(
                 f"audio can't be loaded from {type(source).__name__}; "
@@ -113,10 +116,10 @@ class Audio:
         return cls(samples, sample_rate)
 
     @classmethod
-    def from_track(cls, encoded: Encoded) -> "Audio | None":
+    def from_track(cls, medium: MediaFile) -> "Audio | None":
         """Read the sound track of a video that was found already; None where it has none."""
-        track = decode_track(encoded, MAX_SECONDS)
-        return None if track is None else cls(_checked_mono(track[0], encoded.name), track[1])
+        track = decode_track(medium, MAX_SECONDS)
+        return None if track is None else cls(_checked(track[0], medium.name, _MAX_PEAK), track[1])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a WAV, FLAC, OGG or MP3 file, whole or not at all.
@@ -134,8 +137,8 @@ class Audio:
     def resample(self, rate: int) -> "Audio":
         """Return the sound at another sample rate, band-limited to the lower one.
 
-        A windowed sinc (Kaiser, 48 zero crossings a side) is evaluated at the exact rational positions of the new samples:
-        flat within 0.1 % up to 89 % of the lower Nyquist frequency, aliases below -60 dB.
+        A windowed sinc (Kaiser, 48 zero crossings a side) is evaluated at the exact rational positions of the new
+        samples: flat within 0.1 % up to 88 % of the lower Nyquist frequency, aliases below -60 dB.
 
         Raises:
             MediaError: ``rate`` is below 1.
@@ -156,52 +159,73 @@ def _check_length(shape: tuple[int, ...], rate: int, name: str = "the sound") ->
 def _from_values(values: np.ndarray | Tensor) -> Tensor:
     what = "the array" if isinstance(values, np.ndarray) else "the tensor"
     shape, dtype = tuple(values.shape), str(values.dtype).removeprefix("torch.")
-    if isinstance(values, np.ndarray):
-        values = torch.from_numpy(values.astype(values.dtype.newbyteorder("="))) if values.dtype.kind in "fiu" else None
     scale = {"int16": 2**15, "int32": 2**31, "uint8": 2**7}.get(dtype)
-    if values is None or not (scale or values.is_floating_point()):
+    if not scale and "float" not in dtype:
         raise MediaError(f"{what} has dtype {dtype}; accepted: floats in -1..1, int16, int32 or uint8 at full scale.")
-    if not values.numel() or values.ndim not in (1, 2):
+    if 0 in shape or values.ndim not in (1, 2):
         raise MediaError(f"{what} has shape {shape}; audio is (T,), (T, C) or (C, T), with at least one sample.")
     if values.ndim == 2 and (min(shape) > _MAX_CHANNELS or (shape[0] == shape[1] > 1)):
         raise MediaError(
-            f"{what} has shape {shape}, in which channels can't be told from samples: the shorter side is the channels, "
-            f"at most {_MAX_CHANNELS}; pass the mean over the channels, of shape (T,)."
+            f"{what} has shape {shape}, in which channels can't be told from samples: the shorter side is the "
+            f"channels, at most {_MAX_CHANNELS}; pass the mean over the channels, of shape (T,)."
         )
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
     samples = values.detach().cpu().float()
     if scale:
         samples = (samples - (128 if dtype == "uint8" else 0)) / scale
-    _check_values(samples, what, 1.001)  # the rounding of half precision is forgiven
-    return _to_mono(samples, 0 if shape[0] == min(shape) else 1) if samples.ndim == 2 else samples.clamp(-1, 1)
+    if samples.ndim == 2:
+        samples = samples.mean(dim=0 if shape[0] == min(shape) else 1)
+    return _checked(samples, what, 1.001)  # the rounding of half precision is forgiven
 
 
-def _from_encoded(encoded: Encoded) -> tuple[Tensor, int]:
-    with encoded.decoding(), encoded.open() as file, soundfile.SoundFile(file) as sound:
-        rate = sound.samplerate
-        _check_length((sound.frames,), rate, encoded.name)
-        samples = torch.from_numpy(sound.read(dtype="float32", always_2d=True)).T  # (C, T)
-        if samples.shape[1] < sound.frames:
-            raise encoded.damaged(f"it holds {samples.shape[1]} of {sound.frames} samples")
-    if not samples.numel():
-        raise MediaError(f"{encoded.name} holds no samples; choose another file.")
-    return _checked_mono(samples, encoded.name), rate
+def _from_file(medium: MediaFile) -> tuple[Tensor, int]:
+    if medium.format == "WAV":
+        _check_wav(medium)
+    elif medium.format == "OGG":
+        _check_ogg(medium)
+    with medium.decoding(), medium.open() as file:
+        try:
+            with soundfile.SoundFile(file) as sound:
+                rate, announced = sound.samplerate, sound.frames
+                _check_length((announced,), rate, medium.name)
+                samples = torch.from_numpy(sound.read(dtype="float32", always_2d=True).mean(axis=1))
+        except soundfile.LibsndfileError as error:  # its texts name our reader's address
+            raise medium.damaged("libsndfile can't decode it") from error
+    if len(samples) < announced:
+        raise medium.damaged(f"it holds {len(samples)} of {announced} samples")
+    if not len(samples):
+        raise MediaError(f"{medium.name} holds no {medium.format} samples, or was cut off; export or fetch it again.")
+    return _checked(samples, medium.name, _MAX_PEAK), rate
 
 
-def _checked_mono(samples: Tensor, name: str) -> Tensor:
-    _check_values(samples, name, _MAX_PEAK)
-    return _to_mono(samples, 0)
+def _check_wav(medium: MediaFile) -> None:
+    """Raise MediaError where a WAV file is shorter than its header says, which libsndfile reads without a word."""
+    with medium.open() as file:
+        announced = int.from_bytes(file.read(8)[4:], "little") + 8
+        held = file.seek(0, os.SEEK_END)
+    # A program that writes to a pipe can't know the size and puts the largest; some count the first 8 bytes twice.
+    if held + 8 < announced < _UNKNOWN_SIZE:
+        raise medium.damaged(f"it holds {held} of {announced} bytes")
 
 
-def _check_values(samples: Tensor, what: str, limit: float) -> None:
+def _check_ogg(medium: MediaFile) -> None:
+    """Raise MediaError where the last page of an OGG file is cut, which libsndfile reads without a word."""
+    with medium.open() as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2**17))
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]  # 27 bytes, the last of which counts the segments; their lengths; the segments
+    if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+        raise medium.damaged("its last page is cut")
+
+
+def _checked(samples: Tensor, what: str, limit: float) -> Tensor:
     if not samples.isfinite().all():
         raise MediaError(f"{what} holds NaN or infinite samples; replace them by numbers in -1..1.")
     peak = samples.abs().max().item()
     if peak > limit:
         raise MediaError(f"{what} reaches {peak:g}; floats must lie in -1..1: divide them by full scale.")
-
-
-def _to_mono(samples: Tensor, channels: int) -> Tensor:
-    return samples.mean(dim=channels).clamp(-1, 1).contiguous()
+    return samples.clamp(-1, 1)
 
 
 def _resample(samples: Tensor, old: int, new: int) -> Tensor:
@@ -240,9 +264,9 @@ def _windowed_sinc(offsets: Tensor, cutoff: float) -> Tensor:
 def prepare_audio(audio: Audio, spec: AudioInput) -> Tensor:
     """Turn a sound into log-mel clips, as ImageBind's loader does (Girdhar et al. 2023, arXiv 2305.05665).
 
-    ``spec.clips`` clips start at evenly spaced times between 0 and the last possible one; a sound shorter than a clip is
-    taken whole each time. Each clip, minus its mean, becomes a Kaldi filter bank (Hanning window, 25 ms every 10 ms), which
-    is cut or filled with zeros to ``spec.frames`` and then normalised.
+    ``spec.clips`` clips start at evenly spaced times between 0 and the last possible one; a sound shorter than a clip
+    is taken whole each time. Each clip, minus its mean, becomes a Kaldi filter bank (Hanning window, 25 ms every
+    10 ms), which is cut or filled with zeros to ``spec.frames`` and then normalised.
 
     Returns:
         Floats, shape (clips, 1, mel_bins, frames).
@@ -250,14 +274,16 @@ def prepare_audio(audio: Audio, spec: AudioInput) -> Tensor:
     Raises:
         MediaError: The sound is silent, or shorter than one frame of 25 ms.
     """
-    samples = audio.resample(spec.sample_rate).samples
-    peak = samples.abs().max().item()
+    peak = (audio.samples - audio.samples.mean()).abs().max().item()
     if peak < _SILENCE:
-        raise MediaError(f"the sound of {audio.seconds:.2f} s is silent (peak {peak:.1e}); an encoder needs one to hear.")
-    starts = torch.linspace(0, max(0.0, len(samples) / spec.sample_rate - spec.seconds), spec.clips, dtype=torch.float64)
+        raise MediaError(
+            f"the sound of {audio.seconds:.2f} s is silent (peak {peak:.1e}); an encoder has nothing to hear."
+        )
+    samples = audio.resample(spec.sample_rate).samples
+    length = round(spec.seconds * spec.sample_rate)
     clips = []
-    for start in starts.tolist():
-        clip = samples[int(start * spec.sample_rate) : int((start + spec.seconds) * spec.sample_rate)]
+    for start in torch.linspace(0, max(0, len(samples) - length), spec.clips, dtype=torch.float64).long().tolist():
+        clip = samples[start : start + length]
         mel = kaldi_fbank(clip - clip.mean(), spec.sample_rate, spec.mel_bins)  # (F, mel_bins)
         if not len(mel):
             raise MediaError(f"the sound lasts {1000 * audio.seconds:.0f} ms; an encoder needs at least 25 ms.")

@@ -83,8 +83,8 @@ def within_root(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """An encoded medium, on disk or in memory, whose format is one that its modality reads.
+class MediaFile:
+    """A medium as its file holds it, on disk or in memory, whose format is one that its modality reads.
 
     Args:
         modality: "image", "audio" or "video".
@@ -107,23 +107,25 @@ class Encoded:
         """Turn whatever a decoder raises on damaged content into one MediaError that names the file."""
         try:
             yield
-        except (MediaError, MemoryError):
+        except MediaError:
             raise
-        except Exception as error:  # decoders raise anything from OSError to IndexError on hostile bytes
-            reason = str(error).strip().splitlines()
-            raise self.damaged(reason[0] if reason else type(error).__name__) from error
+        except Exception as error:  # decoders raise anything on hostile bytes, MemoryError for an absurd size included
+            reason = getattr(error, "strerror", None) or str(error)  # FFmpeg's str() adds error numbers
+            raise self.damaged(reason.strip().rstrip(".") or type(error).__name__) from error
 
     def damaged(self, reason: str) -> MediaError:
         """Return the error for content that starts well and can't be decoded."""
-        return MediaError(f"{self.name} is a damaged or truncated {self.format} file ({reason}); export or fetch it again.")
+        return MediaError(
+            f"{self.name} is a damaged or truncated {self.format} file ({reason}); export or fetch it again."
+        )
 
 
-def find_encoded(
+def find_file(
     source: str | os.PathLike[str] | bytes,
     modality: str,
     formats: dict[str, str],
     root: str | os.PathLike[str] | None = None,
-) -> Encoded:
+) -> MediaFile:
     """Look at a file or bytes and check that ``modality`` can be read from it.
 
     Args:
@@ -140,8 +142,9 @@ def find_encoded(
     if isinstance(source, bytes):
         name, content, head = f"the {len(source)} bytes given", source, source[:_HEAD_BYTES]
     else:
-        name, content = repr(os.fspath(source)), within_root(source, root)
+        name = repr(os.fspath(source))
         try:
+            content = within_root(source, root)
             if content.exists() and not content.is_file():
                 raise MediaError(f"{name} is not a file that {noun} can be read from, but a folder or a device.")
             with content.open("rb") as file:
@@ -149,7 +152,7 @@ def find_encoded(
         except FileNotFoundError:
             hint = "addresses are not fetched, so download it first" if "://" in name else "check the path"
             raise MediaError(f"there is no file {name} to read {noun} from; {hint}.") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: symbolic links in a circle
             raise MediaError(f"{name} can't be opened to read {noun} from: {error}.") from error
     if not head:
         raise MediaError(f"{name} is empty (0 bytes); {noun} is read from {accepted}.")
@@ -157,7 +160,7 @@ def find_encoded(
     if found not in formats:
         looks = f"it looks like {found}" if found else "its format is not known"
         raise MediaError(f"{name} is not {noun} that can be read: {looks}; {noun} is read from {accepted}.")
-    return Encoded(modality, name, content, found)
+    return MediaFile(modality, name, content, found)
 
 
 def to_uint8(values: Tensor, what: str) -> Tensor:
@@ -202,7 +205,7 @@ def check_pixels(width: int, height: int, name: str) -> None:
 def hash_content(header: str, tensor: Tensor) -> str:
     """Return the hex SHA-256 of a header, a tensor's dtype and shape, and its values."""
     digest = hashlib.sha256(f"{header} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(memoryview(tensor.detach().cpu().contiguous().numpy()).cast("B"))
+    digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -236,7 +239,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except FileNotFoundError as error:
-        raise MediaError(f"{str(path)!r} can't be written: there is no folder {str(path.parent)!r}; create it.") from error
+        raise MediaError(
+            f"{str(path)!r} can't be written: there is no folder {str(path.parent)!r}; create it."
+        ) from error
     except OSError as error:
         raise MediaError(
             f"{str(path)!r} can't be written ({error.strerror}); {len(content)} bytes are needed, nothing was changed."

@@ -4,6 +4,7 @@ Each file is encoded in memory and then written at once, so a full disk or an in
 """
 
 import os
+import struct
 from fractions import Fraction
 from io import BytesIO
 
@@ -12,8 +13,8 @@ import numpy as np
 import PIL.Image
 import soundfile
 import torch
+from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmbridge.errors import MediaError
 from mmbridge.media.base import suffix_of, write_atomically
@@ -22,6 +23,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif")
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_MAX_VORBIS_RATE = 200_000
+_BLOCK = 65536
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
 
@@ -42,7 +45,8 @@ def write_image(pixels: Tensor, path: str | os.PathLike[str], quality: int = 95)
     try:
         picture.save(buffer, {".png": "PNG", ".webp": "WEBP"}.get(suffix, "JPEG"), quality=quality)
     except (OSError, ValueError) as error:
-        raise MediaError(f"{os.fspath(path)!r}: {picture.width}x{picture.height} pixels can't be encoded: {error}.") from error
+        size = f"{picture.width}x{picture.height}"
+        raise MediaError(f"{os.fspath(path)!r}: a picture of {size} can't be encoded: {error}.") from error
     write_atomically(path, buffer.getvalue())
 
 
@@ -51,7 +55,7 @@ def write_audio(samples: Tensor, sample_rate: int, path: str | os.PathLike[str])
 
     Args:
         samples: float32 in [-1, 1], shape (T,).
-        sample_rate: Samples a second; OGG and MP3 take any, MP3 only {rates}.
+        sample_rate: Samples a second; MP3 holds nine rates only, OGG at most 200000.
         path: Ends in .wav, .flac, .ogg or .mp3.
 
     Raises:
@@ -59,14 +63,20 @@ def write_audio(samples: Tensor, sample_rate: int, path: str | os.PathLike[str])
     """
     suffix = suffix_of(path, "audio", AUDIO_SUFFIXES)
     if suffix == ".mp3" and sample_rate not in _MP3_RATES:
+        accepted = ", ".join(map(str, _MP3_RATES))
+        raise MediaError(f"{os.fspath(path)!r}: MP3 can't hold {sample_rate} Hz; resample to one of {accepted}.")
+    if suffix == ".ogg" and sample_rate > _MAX_VORBIS_RATE:  # libvorbis ends the process
         raise MediaError(
-            f"{os.fspath(path)!r}: MP3 can't hold {sample_rate} Hz; resample to one of {', '.join(map(str, _MP3_RATES))}."
+            f"{os.fspath(path)!r}: OGG can't hold {sample_rate} Hz; resample to at most {_MAX_VORBIS_RATE}."
         )
     buffer = BytesIO()
     try:
-        soundfile.write(buffer, samples.numpy(), sample_rate, format=suffix[1:].upper())
-    except (soundfile.SoundFileError, ValueError) as error:
-        raise MediaError(f"{os.fspath(path)!r}: {sample_rate} Hz sound can't be encoded: {error}.") from error
+        with soundfile.SoundFile(buffer, "w", sample_rate, 1, format=suffix[1:].upper()) as file:
+            for block in samples.split(_BLOCK):  # given minutes at once, libvorbis overruns its stack
+                file.write(block.numpy())
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.rstrip(".")
+        raise MediaError(f"{os.fspath(path)!r}: sound of {sample_rate} Hz can't be encoded: {reason}.") from error
     write_atomically(path, buffer.getvalue())
 
 
@@ -84,7 +94,7 @@ def write_video(
 
     Args:
         frames: uint8, shape (F, 3, H, W).
-        fps: Frames a second; GIF rounds a frame's time to 10 ms.
+        fps: Frames a second; GIF shows each for a multiple of 10 ms, at least 20 ms.
         path: Ends in .mp4, .webm or .gif.
         samples: Sound track, float32 in [-1, 1], shape (T,).
         sample_rate: Samples a second.
@@ -94,14 +104,15 @@ def write_video(
         MediaError: Unknown suffix, or the file can't be written.
     """
     suffix = suffix_of(path, "video", VIDEO_SUFFIXES)
-    if suffix == ".gif":
-        content = _encode_gif(frames, fps)
-    else:
-        try:
+    try:
+        if suffix == ".gif":
+            content = _encode_gif(frames, fps)
+        else:
             content = _encode_container(frames, fps, suffix, samples, sample_rate, crf)
-        except av.FFmpegError as error:
-            shape = tuple(frames.shape)
-            raise MediaError(f"{os.fspath(path)!r}: frames {shape} at {fps:g} a second can't be encoded: {error}.") from error
+    except (av.FFmpegError, OverflowError, struct.error) as error:  # the latter two: sides or times too long for GIF
+        given = f"{tuple(frames.shape)} at {fps:g} fps, crf {crf}"
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(f"{os.fspath(path)!r}: frames {given} can't be encoded: {reason}.") from error
     write_atomically(path, content)
 
 
@@ -119,26 +130,27 @@ def _encode_container(
 ) -> bytes:
     height, width = frames.shape[2:]
     if height % 2 or width % 2:
-        frames = F.pad(frames.float(), (0, width % 2, 0, height % 2), mode="replicate").to(torch.uint8)
+        rows, columns = torch.arange(height + height % 2), torch.arange(width + width % 2)
+        frames = frames[:, :, rows.clamp(max=height - 1)][..., columns.clamp(max=width - 1)]
     mp4 = suffix == ".mp4"
-    if mp4:
-        options = {"crf": str(20 if crf is None else crf)}
-    else:
-        options = {"crf": str(24 if crf is None else crf), "b": "0", "deadline": "good", "cpu-used": "5"}
+    options = {"crf": str(20 if mp4 else 24) if crf is None else str(crf)}
+    if not mp4:
+        options |= {"b": "0", "deadline": "good", "cpu-used": "5"}
     buffer = BytesIO()
     with av.open(buffer, "w", format=suffix[1:]) as container:
-        stream = container.add_stream("libx264" if mp4 else "libvpx-vp9", Fraction(fps).limit_denominator(60_000))
+        rate = Fraction(fps).limit_denominator(60_000)
+        stream = container.add_stream("libx264" if mp4 else "libvpx-vp9", rate, options)
         stream.width, stream.height, stream.pix_fmt = frames.shape[3], frames.shape[2], "yuv420p"
-        stream.options = options
-        sound = None
-        if samples is not None and sample_rate is not None:
+        # The matrix that the conversion from RGB uses; untagged, players take another one for large pictures.
+        stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        if samples is not None and sample_rate is not None:  # tracks are declared before the first frame
             track_rate = sample_rate if sample_rate in (_MP3_RATES if mp4 else _OPUS_RATES) else 48_000
             sound = container.add_stream("aac" if mp4 else "libopus", track_rate, layout="mono")
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(frame.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
-        if sound is not None and samples is not None:
+        if samples is not None and sample_rate is not None:
             wave = av.AudioFrame.from_ndarray(samples.numpy()[None], format="fltp", layout="mono")
             wave.sample_rate = sample_rate
             resampler = av.AudioResampler(sound.format, "mono", sound.rate, frame_size=sound.codec_context.frame_size)

@@ -1,13 +1,15 @@
 """Pictures: files, arrays and tensors to RGB pixels, and pixels to what an encoder wants."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import PIL.Image
 import torch
 from PIL import ImageOps
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -15,13 +17,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmbridge.errors import MediaError
-from mmbridge.media.base import Encoded, check_pixels, find_encoded, hash_content, to_uint8
+from mmbridge.media.base import MediaFile, check_pixels, find_file, hash_content, to_uint8
 from mmbridge.media.export import write_image
 from mmbridge.specs import ImageInput
 
 _FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WebP"}
 # Opened by class and not by PIL.Image.open, whose warning about large pictures would precede our error.
-_READERS = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WebP": WebPImageFile}
+_READERS: dict[str, Callable[[BinaryIO], ImageFile]] = {
+    "PNG": PngImageFile,
+    "JPEG": JpegImageFile,
+    "WebP": WebPImageFile,
+}
+
+_MAX_ASPECT = 100
 
 
 @dataclass(eq=False, repr=False)
@@ -56,9 +64,9 @@ class Image:
         EXIF orientation is applied, transparency is composited on white, 16-bit values are scaled to 8 bits.
 
         Args:
-            source: A path or the bytes of a PNG, JPEG or WebP file; a PIL image; an array (H, W), (H, W, 1), (H, W, 3)
-                or (H, W, 4); a tensor (H, W), (1, H, W), (3, H, W) or (4, H, W); or an ``Image``. Arrays and tensors are
-                uint8, uint16, bool, or floats in 0..1.
+            source: A path or the bytes of a PNG, JPEG or WebP file; a PIL image; an array (H, W), (H, W, 1),
+                (H, W, 3) or (H, W, 4); a tensor (H, W), (1, H, W), (3, H, W) or (4, H, W); or an ``Image``. Arrays
+                and tensors are uint8, uint16, bool, or floats in 0..1.
             root: Folder that paths are relative to and may not leave.
 
         Raises:
@@ -78,7 +86,7 @@ class Image:
         if isinstance(source, Tensor):
             return cls(_from_channels_first(source, "the tensor", "(H, W), (1, H, W), (3, H, W) or (4, H, W)"))
         if isinstance(source, (str, os.PathLike, bytes)):
-            return cls(_from_encoded(find_encoded(source, "image", _FORMATS, root)))
+            return cls(_from_file(find_file(source, "image", _FORMATS, root)))
         raise MediaError(
             f"an image can't be loaded from {type(source).__name__}; "
             "accepted: a path, bytes, a PIL image, a NumPy array, a torch tensor, or an Image."
@@ -98,10 +106,10 @@ class Image:
         return hash_content(self.modality, self.pixels)
 
 
-def _from_encoded(encoded: Encoded) -> Tensor:
-    with encoded.open() as file, encoded.decoding():
-        picture = _READERS[encoded.format](file)
-        check_pixels(picture.width, picture.height, encoded.name)
+def _from_file(medium: MediaFile) -> Tensor:
+    with medium.open() as file, medium.decoding():
+        picture = _READERS[medium.format](file)
+        check_pixels(picture.width, picture.height, medium.name)
         return _from_pil(picture)
 
 
@@ -161,9 +169,18 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_short_side(pixels: Tensor, size: int) -> Tensor:
-    """Resize uint8 pixels (..., 3, H, W) so that the shorter side is ``size``, the aspect kept."""
+    """Resize uint8 pixels (..., 3, H, W) so that the shorter side is ``size``, the aspect kept.
+
+    Raises:
+        MediaError: One side is more than 100 times the other.
+    """
     height, width = pixels.shape[-2:]
     short = min(height, width)
+    if max(height, width) > _MAX_ASPECT * short:  # the resized picture would not fit into memory
+        raise MediaError(
+            f"a picture of {width}x{height} is too long and thin to be cropped to a square: "
+            f"at most {_MAX_ASPECT} times longer than wide; cut it first."
+        )
     return resize(pixels, max(size, size * height // short), max(size, size * width // short))
 
 
@@ -179,7 +196,7 @@ def prepare_image(image: Image, spec: ImageInput) -> Tensor:
         Floats, shape (3, size, size).
 
     Raises:
-        MediaError: ``spec.resize`` is unknown.
+        MediaError: ``spec.resize`` is unknown, or a picture to be cropped is more than 100 times longer than wide.
     """
     pixels, size = image.pixels, spec.size
     height, width = pixels.shape[1:]

@@ -1,7 +1,7 @@
 """Kaldi-compatible log-mel filter banks in plain torch.
 
-The definition is Kaldi's (Povey et al., "The Kaldi speech recognition toolkit", ASRU 2011; ``feat/feature-fbank.cc`` and
-``feat/mel-computations.cc``), which ImageBind, AST and others were trained on. Absent: VTLN warping and MFCC.
+The definition is Kaldi's (Povey et al., "The Kaldi speech recognition toolkit", ASRU 2011; ``feat/feature-fbank.cc``
+and ``feat/mel-computations.cc``), which ImageBind, AST and others were trained on. Absent: VTLN warping and MFCC.
 """
 
 import math
@@ -69,7 +69,7 @@ def kaldi_fbank(
         raise MediaError(f"there is no window {window!r}; accepted: {', '.join(_WINDOWS)}.")
     length = int(sample_rate * frame_length_ms * 0.001)
     shift = int(sample_rate * frame_shift_ms * 0.001)
-    frames = _cut(samples, length, shift, snip_edges)  # (F, length)
+    frames = _cut(samples.double(), length, shift, snip_edges)  # (F, length); float32 would blur quiet bins by 1e-3
     if dither:
         frames = frames + dither * torch.randn_like(frames)
     if remove_dc_offset:
@@ -82,9 +82,9 @@ def kaldi_fbank(
     power = torch.fft.rfft(frames, n=padded).abs().square()[:, :-1]  # Kaldi's filters leave the Nyquist bin out
     filters = _mel_filters(num_mel_bins, padded, sample_rate, low_freq, high_freq).to(frames)
     mel = (power @ filters.T).clamp_min(_FLOOR).log()
-    if not use_energy:
-        return mel
-    return torch.cat([mel, energy] if htk_compat else [energy, mel], dim=1)
+    if use_energy:
+        mel = torch.cat([mel, energy] if htk_compat else [energy, mel], dim=1)
+    return mel.to(samples.dtype)
 
 
 def _cut(samples: Tensor, length: int, shift: int, snip_edges: bool) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mmbridge.errors import MediaError
 from mmbridge.media.audio import Audio
-from mmbridge.media.base import find_encoded, hash_content, to_uint8
+from mmbridge.media.base import find_file, hash_content, to_uint8
 from mmbridge.media.containers import decode_frames
 from mmbridge.media.export import write_video
 from mmbridge.media.image import normalise, resize_short_side
 from mmbridge.specs import VideoInput
 
+_MIN_FPS, _MAX_FPS = 0.001, 1000
 _FORMATS = {"MP4": "MP4", "WebM": "WebM", "GIF": "GIF"}
 
 
@@ -30,7 +31,7 @@ class Video:
         audio: Its sound track.
 
     Raises:
-        MediaError: Another dtype or shape, no frames, or fps not above 0.
+        MediaError: Another dtype or shape, no frames, or fps outside 0.001..1000.
     """
 
     modality: ClassVar[str] = "video"
@@ -47,8 +48,10 @@ class Video:
             )
         if not frames.numel():
             raise MediaError(f"a video without frames or pixels can't be used: its shape is {tuple(frames.shape)}.")
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise MediaError(f"a video with {self.fps} frames a second can't be used; fps must be above 0.")
+        if not _MIN_FPS <= self.fps <= _MAX_FPS:
+            raise MediaError(
+                f"a video with {self.fps:g} frames a second can't be used; accepted: {_MIN_FPS}..{_MAX_FPS}."
+            )
 
     def __repr__(self) -> str:
         count, _, height, width = self.frames.shape
@@ -72,18 +75,18 @@ class Video:
         """Read a video; the camera's rotation is applied, a variable frame rate becomes constant.
 
         Args:
-            source: A path or the bytes of an MP4, WebM or GIF file; an array (F, H, W, 3) or a tensor (F, 3, H, W), uint8 or
-                floats in 0..1; or a ``Video``.
+            source: A path or the bytes of an MP4, WebM or GIF file; an array (F, H, W, 3) or a tensor (F, 3, H, W),
+                uint8 or floats in 0..1; or a ``Video``.
             fps: Frames a second of an array or tensor; only for these.
-            max_frames: Keep at most so many, evenly spaced, with ``fps`` lowered to match. The rest of a file is decoded
-                but never held.
+            max_frames: Keep at most so many, evenly spaced, with ``fps`` lowered to match. The rest of a file is
+                decoded but never held.
             with_audio: Read the sound track too.
             root: Folder that paths are relative to and may not leave.
 
         Raises:
             MediaError: The file is missing, empty, damaged, of another format, without frames, or would fill more than
-                2 GiB; its sound lasts longer than 10 minutes; the array has another shape, dtype or range, or holds NaN;
-                ``fps`` is missing or superfluous; a path leads out of ``root``.
+                2 GiB; its sound lasts longer than 10 minutes; the array has another shape, dtype or range, or holds
+                NaN; ``fps`` is missing or superfluous; a path leads out of ``root``.
         """
         if max_frames is not None and max_frames < 1:
             raise MediaError(f"max_frames={max_frames} leaves no frame of a video; it must be at least 1.")
@@ -96,9 +99,9 @@ class Video:
         elif isinstance(source, Video):
             video = source if with_audio else cls(source.frames, source.fps)
         elif isinstance(source, (str, os.PathLike, bytes)):
-            encoded = find_encoded(source, "video", _FORMATS, root)
-            frames, rate = decode_frames(encoded, max_frames)
-            return cls(frames, rate, Audio.from_track(encoded) if with_audio else None)
+            medium = find_file(source, "video", _FORMATS, root)
+            frames, rate = decode_frames(medium, max_frames)
+            return cls(frames, rate, Audio.from_track(medium) if with_audio else None)
         else:
             raise MediaError(
                 f"a video can't be loaded from {type(source).__name__}; "
@@ -154,9 +157,10 @@ def _subsample(video: Video, count: int) -> Video:
 def prepare_video(video: Video, spec: VideoInput) -> Tensor:
     """Turn a video into clips, as ImageBind's loader does (Girdhar et al. 2023, arXiv 2305.05665).
 
-    ``spec.clips`` clips start at evenly spaced times between 0 and the last possible one; a video shorter than a clip is
-    taken whole each time. Of each clip ``spec.frames`` frames are taken, evenly spaced from its first to its last. The
-    short side is resized to ``spec.size``; one crop is the centre, three are start, centre and end of the longer side.
+    ``spec.clips`` clips start at evenly spaced times between 0 and the last possible one; a video shorter than a clip
+    is taken whole each time. Of each clip ``spec.frames`` frames are taken, evenly spaced from its first to its last.
+    The short side is resized to ``spec.size``; one crop is the centre, three are start, centre and end of the longer
+    side.
 
     Returns:
         Floats, shape (clips * crops, 3, frames, size, size), the crops of a clip side by side.

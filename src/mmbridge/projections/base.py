@@ -111,8 +111,8 @@ class Projection(nn.Module):
 
     @staticmethod
     def _described(sizes: dict[str, int]) -> str:
-        queries = f" with {sizes['num_queries']} queries" if "num_queries" in sizes else ""
-        return f"{sizes['dim_in']} -> {sizes['dim_out']}{queries}"
+        queries = f"{sizes['num_queries']} x " if "num_queries" in sizes else ""
+        return f"{sizes['dim_in']} -> {queries}{sizes['dim_out']}"
 
 
 class InputProjection(Projection):

@@ -278,9 +278,9 @@ def assign(logits: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
         sample: Draw from the softmax over concepts by Gumbel noise instead of taking its maximum.
 
     Returns:
-        One-hot over G in float32, (B, G, T), with the softmax's gradient; and indices, (B, T).
+        One-hot over G in at least float32, (B, G, T), with the softmax's gradient; and indices, (B, T).
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sample:
         logits = logits - torch.empty_like(logits).exponential_().log()
     soft = logits.softmax(dim=1)

@@ -5,6 +5,8 @@ feed-forward. The published NExT-GPT projection leaves the vector's length free 
 ``normalize`` gives it the length that the decoder was trained with.
 """
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,12 +56,15 @@ class Pooled(OutputProjection):
         num_queries = None if dim_in is None and dim_out is None else 1
         self._build_if_given(dim_in=dim_in, dim_out=dim_out, num_queries=num_queries)
 
-    def _create(self, dim_in: int, dim_out: int, num_queries: int) -> None:
+    def build(self, dim_in: int, dim_out: int, num_queries: int = 1) -> Self:
         if num_queries != 1:
             raise ShapeError(
                 f"projection {self.name!r} gives 1 vector, but the decoder takes {num_queries} condition tokens; "
                 "use 'signal_transformer' for it."
             )
+        return super().build(dim_in, dim_out, num_queries)
+
+    def _create(self, dim_in: int, dim_out: int, num_queries: int) -> None:
         self.project_in = nn.Linear(dim_in, self.dim_hidden)
         self.norm = nn.LayerNorm(self.dim_hidden)
         self.query = nn.Parameter(torch.randn(1, 1, self.dim_hidden) * 0.02)

@@ -1,7 +1,7 @@
 """The procedural world: scenes of named factors, their renderings, their words, and judges that read them back.
 
-One scene is rendered as picture, video, sound and text; nothing is learned anywhere in this folder, so a judge's verdict on a
-generated medium is a measurement. docs/world.md defines the world exactly.
+One scene is rendered as picture, video, sound and text; nothing is learned anywhere in this folder, so what a judge
+says about a generated medium is a measurement. docs/world.md defines the world exactly.
 """
 
 from mmbridge.synthetic.audio import SAMPLE_RATE, render_audio
@@ -15,6 +15,7 @@ from mmbridge.synthetic.conversation import (
     question,
 )
 from mmbridge.synthetic.image import render_image
+from mmbridge.synthetic.judges import judge, judge_audio, judge_image, judge_video
 from mmbridge.synthetic.language import caption, parse
 from mmbridge.synthetic.scene import CARRIES, FACTORS, Scene
 from mmbridge.synthetic.video import FRAMES_PER_SECOND, render_video
@@ -32,6 +33,10 @@ __all__ = [
     "dialogue",
     "draw_reply",
     "draw_request",
+    "judge",
+    "judge_audio",
+    "judge_image",
+    "judge_video",
     "parse",
     "question",
     "render_audio",

@@ -1,7 +1,7 @@
-"""The judge of sounds: it fits combs of harmonics to a spectrogram and compares the pitch track with the known contours.
+"""The judge of sounds: it fits combs of harmonics to a spectrogram and compares the pitch track with the contours.
 
-Nothing is learned. For each recipe of harmonics every frame is explained by the fundamental frequency that fits best; the recipe
-that explains the whole sound best is the shape, its track of frequencies gives size and motion.
+Nothing is learned. For each recipe of harmonics every frame is explained by the fundamental frequency that fits best;
+the recipe that explains the whole sound best is the shape, its track of frequencies gives size and motion.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def judge_audio(samples: np.ndarray, sample_rate: int) -> dict[str, str | None]:
         sample_rate: Samples per second, at least 8000.
 
     Returns:
-        The value of each factor, None where the sound does not carry one (noise, silence, less than a quarter of a second).
+        The value of each factor, None where the sound does not carry one (noise, silence, less than a
+        quarter of a second).
 
     Raises:
         MediaError: the array is not a mono sound of finite numbers, or the rate is too low.
@@ -36,13 +37,13 @@ def judge_audio(samples: np.ndarray, sample_rate: int) -> dict[str, str | None]:
     samples = np.asarray(samples)
     if samples.ndim != 1 or samples.dtype.kind != "f" or not np.isfinite(samples).all() or sample_rate < 8000:
         raise MediaError(
-            f"judge_audio got an array of shape {samples.shape} and type {samples.dtype} at {sample_rate} Hz; it accepts (T,) "
-            "finite floats at 8000 Hz or more, so mix down to mono and resample first"
+            f"judge_audio got an array of shape {samples.shape} and type {samples.dtype} at {sample_rate} Hz; it "
+            "accepts (T,) finite floats at 8000 Hz or more, so mix down to mono, drop NaN and resample first"
         )
     verdict: dict[str, str | None] = dict.fromkeys(CARRIES["audio"])
     time, energy, resolution = _spectrogram(samples, sample_rate)
     total = energy[:, -1]
-    sounding = total > 1e-3 * total.max(initial=1e-9)
+    sounding = total > 0.02 * total.max(initial=1e-9)
     if sounding.sum() < 8:
         return verdict
     time, energy, total = time[sounding], energy[sounding], total[sounding]
@@ -56,8 +57,9 @@ def judge_audio(samples: np.ndarray, sample_rate: int) -> dict[str, str | None]:
         return verdict
     verdict["shape"] = tuple(HARMONICS)[best]
 
-    pitch = _refine(_PITCH_GRID[fit[:, :, best].argmax(axis=1)], energy, resolution, _RECIPES[best])
-    verdict["motion"], base = _motion(time, 12 * np.log2(pitch), weight)
+    tonal = fit[:, :, best].max(axis=1) > 0.6
+    pitch = _refine(_PITCH_GRID[fit[tonal, :, best].argmax(axis=1)], energy[tonal], resolution, _RECIPES[best])
+    verdict["motion"], base = _motion(time[tonal], 12 * np.log2(pitch), weight[tonal] / weight[tonal].sum())
     size = min(PITCHES, key=lambda name: abs(base - 12 * np.log2(PITCHES[name])))
     verdict["size"] = size if abs(base - 12 * np.log2(PITCHES[size])) < 4 else None
     return verdict

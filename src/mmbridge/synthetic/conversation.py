@@ -1,7 +1,7 @@
-"""Turns of a dialogue about scenes: questions with answers, requests to describe, to draw and to convert, and small talk.
+"""Turns of a dialogue about scenes: questions with answers, requests to describe, draw and convert, and small talk.
 
-Requests to draw are imperatives (or polite forms of them) that name the picture; nothing else asks for one, so that a bridge can
-learn to emit a picture when asked for it and only then.
+Requests to draw are imperatives (or polite forms of them) that name the picture; nothing else asks for one, so that a
+bridge can learn to emit a picture when asked for it and only then.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _QUESTIONS = {
 _DESCRIBE = {
     "image": (
         "What do you see?", "Describe the picture.", "Describe the image.", "What is in the picture?",
-        "What does the image show?", "Tell me what you see.", "Please describe this picture.", "Can you describe the image?",
-        "What is this?",
+        "What does the image show?", "Tell me what you see.", "Please describe this picture.",
+        "Can you describe the image?", "What is this?",
     ),
     "video": (
         "What happens?", "Describe the video.", "Describe the clip.", "What is in the video?",
-        "What does the video show?", "Tell me what happens.", "Please describe this video.", "Can you describe the clip?",
-        "What do you see?",
+        "What does the video show?", "Tell me what happens.", "Please describe this video.",
+        "Can you describe the clip?", "What do you see?",
     ),
     "audio": (
         "What do you hear?", "Describe the sound.", "Describe the audio.", "What is in the sound?",
-        "What makes this sound?", "Tell me what you hear.", "Please describe this sound.", "Can you describe the audio?",
-        "What does it sound like?",
+        "What makes this sound?", "Tell me what you hear.", "Please describe this sound.",
+        "Can you describe the audio?", "What does it sound like?",
     ),
     "text": (
         "What is it?", "Describe the scene.", "Describe the object.", "What is in the scene?",
@@ -45,24 +45,27 @@ _DESCRIBE = {
 }  # fmt: skip
 _DRAW = (
     "Draw {thing} {place}.", "Please draw {thing} {place}.", "Paint {thing} {place}.", "Please paint {thing} {place}.",
-    "Show me a picture of {thing} {place}.", "Make a picture of {thing} {place}.", "Create an image of {thing} {place}.",
-    "Give me an image of {thing} {place}.", "I want a picture of {thing} {place}.", "Can you draw {thing} {place}?",
-    "Could you paint {thing} {place}?",
+    "Show me a picture of {thing} {place}.", "Make a picture of {thing} {place}.",
+    "Create an image of {thing} {place}.", "Give me an image of {thing} {place}.",
+    "I want a picture of {thing} {place}.", "Can you draw {thing} {place}?", "Could you paint {thing} {place}?",
 )  # fmt: skip
 _CONVERT = {
     "image": (
-        "Draw this object again.", "Paint the object in the picture.", "Draw what you see.", "Make another picture of this object.",
-        "Please paint this picture again.", "Create a new image of what you see.", "Show me a new picture of this.",
+        "Draw this object again.", "Paint the object in the picture.", "Draw what you see.",
+        "Make another picture of this object.", "Please paint this picture again.",
+        "Create a new image of what you see.", "Show me a new picture of this.",
         "Can you draw the object in the image?",
     ),
     "video": (
-        "Draw the object in the video.", "Paint what you see in the video.", "Draw what moves.", "Make a picture of the video.",
-        "Please paint the object in the clip.", "Create an image of this video.", "Show me a picture of what happens.",
+        "Draw the object in the video.", "Paint what you see in the video.", "Draw what moves.",
+        "Make a picture of the video.", "Please paint the object in the clip.",
+        "Create an image of this video.", "Show me a picture of what happens.",
         "Can you draw the object in the clip?",
     ),
     "audio": (
-        "Paint what you hear.", "Draw what you hear.", "Draw what makes this sound.", "Make a picture of this sound.",
-        "Please paint the object in the sound.", "Create an image of what you hear.", "Show me a picture of this sound.",
+        "Paint what you hear.", "Draw what you hear.", "Draw what makes this sound.",
+        "Make a picture of this sound.", "Please paint the object in the sound.",
+        "Create an image of what you hear.", "Show me a picture of this sound.",
         "Can you draw the object in the audio?",
     ),
 }  # fmt: skip
@@ -144,20 +147,11 @@ def dialogue(scene: Scene, modality: str, rng: np.random.Generator) -> list[tupl
     Raises:
         ConfigError: the modality is not known.
     """
-    asked = rng.permutation(lookup_factors(modality))[:2]
+    asked = rng.permutation(CARRIES[lookup("modality", modality, tuple(CARRIES))])[:2]
     return [
         (describe_request(modality, rng), caption(scene, modality, rng)),
         *(question(scene, str(factor), rng) for factor in asked),
     ]
-
-
-def lookup_factors(modality: str) -> tuple[str, ...]:
-    """The factors that a modality carries.
-
-    Raises:
-        ConfigError: the modality is not known.
-    """
-    return CARRIES[lookup("modality", modality, tuple(CARRIES))]
 
 
 def _state(factor: str, value: str) -> str:

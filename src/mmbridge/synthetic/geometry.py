@@ -1,7 +1,7 @@
 """The world's geometry: outlines, radii, places, paths and hues, as numbers and signed distances.
 
-Shared by the renderers and the judges; it deals in names and arrays, never in scenes. Lengths are pixels of a 64x64 picture,
-x runs to the right and y downwards.
+Shared by the renderers and the judges; it deals in names and arrays, never in scenes. Lengths are pixels of a 64x64
+picture, x runs to the right and y downwards.
 """
 
 from __future__ import annotations
@@ -11,14 +11,32 @@ import numpy as np
 IMAGE_SIZE = 64
 RADII = {"small": 6.0, "medium": 8.6, "large": 12.2}
 CENTRES = {
-    "top left": (21.0, 21.0), "top right": (43.0, 21.0), "centre": (32.0, 32.0),
-    "bottom left": (21.0, 43.0), "bottom right": (43.0, 43.0),
+    "top left": (21.0, 21.0),
+    "top right": (43.0, 21.0),
+    "centre": (32.0, 32.0),
+    "bottom left": (21.0, 43.0),
+    "bottom right": (43.0, 43.0),
 }
-HUES = {"red": 0.0, "orange": 30.0, "yellow": 58.0, "green": 120.0, "cyan": 180.0, "blue": 226.0, "purple": 274.0, "pink": 322.0}
+HUES = {
+    "red": 0.0,
+    "orange": 30.0,
+    "yellow": 58.0,
+    "green": 120.0,
+    "cyan": 180.0,
+    "blue": 226.0,
+    "purple": 274.0,
+    "pink": 322.0,
+}
 """Degrees on the HSV circle."""
 SATURATION_VALUE = {
-    "red": (0.90, 0.82), "orange": (0.92, 0.90), "yellow": (0.85, 0.86), "green": (0.82, 0.70),
-    "cyan": (0.82, 0.82), "blue": (0.82, 0.86), "purple": (0.75, 0.76), "pink": (0.55, 0.90),
+    "red": (0.90, 0.82),
+    "orange": (0.92, 0.90),
+    "yellow": (0.85, 0.86),
+    "green": (0.82, 0.70),
+    "cyan": (0.82, 0.82),
+    "blue": (0.82, 0.86),
+    "purple": (0.75, 0.76),
+    "pink": (0.55, 0.90),
 }
 TRAVEL = 5.0
 """Pixels from the place to either end of a straight path, and the radius of the circling path."""

@@ -80,14 +80,15 @@ def ground(avoid: float, rng: np.random.Generator) -> np.ndarray:
     """A grey level with a smooth gradient, slightly bent, and a faint tint: (64, 64, 3) float32 fractions.
 
     Args:
-        avoid: Brightness of the object. The level keeps 0.18 away from it: JPEG and H.264 halve the resolution of colour, so an
-            outline that only colour tells from its ground would be lost in ordinary files.
+        avoid: Brightness of the object. The level keeps 0.18 away from it: JPEG and H.264 halve the resolution of
+            colour, so an outline that only colour tells from its ground would be lost in ordinary files.
         rng: Source of the variation.
     """
     level = rng.uniform(0.1, 0.9)
     while abs(level - avoid) < 0.18:
         level = rng.uniform(0.1, 0.9)
-    slope_x, slope_y, bend_x, bend_y = rng.uniform(-1, 1, 4).astype(np.float32) * np.float32([0.08, 0.08, 0.04, 0.04])
+    slope_x, slope_y = rng.uniform(-0.08, 0.08, 2)
+    bend_x, bend_y = rng.uniform(-0.04, 0.04, 2)
     grey = level + slope_x * _UNIT + bend_x * _UNIT**2 + (slope_y * _UNIT + bend_y * _UNIT**2)[:, None]
     tint = rng.uniform(-0.025, 0.025, 3)
     return np.clip(grey[..., None] + (tint - tint.mean()), 0.02, 0.98).astype(np.float32)

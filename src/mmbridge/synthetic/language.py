@@ -1,7 +1,7 @@
 """Words for scenes: captions with synonyms and several phrasings, and the judge that reads factors back from text.
 
-Every synonym belongs to exactly one value, so that a caption never loses what it names. `caption` without a generator is the
-canonical phrasing, which gold conditions and tests use.
+Every synonym belongs to exactly one value, so that a caption never loses what it names. `caption` without a generator
+is the canonical phrasing, which gold conditions and tests use.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def fill(template: str, scene: Scene, modality: str, rng: np.random.Generator | 
     """Put names of a scene's factors into a template such as "There is {thing} {place}.".
 
     Args:
-        template: May use {shape} {colour} {size} {place}, {bare} and {thing} (without and with article), {moving}, {moves}.
+        template: May use {shape} {colour} {size} {place}, {bare} and {thing} (without and with
+            article), {moving}, {moves}.
         scene: What is described.
         modality: Decides whether {thing} has a colour.
         rng: Chooses synonyms; without one the canonical names are used.
@@ -152,10 +153,8 @@ def _vocabulary() -> dict[str, tuple[str, str]]:
     for factor in ("shape", "colour", "size"):
         for value, names in NAMES[factor].items():
             words |= {name.replace("-", " "): (factor, value) for name in names}
-    for value in FACTORS["place"]:
-        for name in (value, value.replace("top", "upper").replace("bottom", "lower"), value.replace("centre", "middle")):
-            words[name] = ("place", value)
-    words["center"] = ("place", "centre")
+    for value, names in NAMES["place"].items():
+        words |= {re.sub("^(at|in) the | corner$", "", name): ("place", value) for name in names}
     for value, names in NAMES["motion"].items():
         for verb, *rest in map(str.split, names):
             words |= {" ".join([form, *rest]): ("motion", value) for form in (verb, _FINITE[verb].split()[-1])}
@@ -173,8 +172,8 @@ _NEGATION = re.compile(r"\b(not|no|never|without|neither|nor|cannot)\b|n't\b")
 def parse(text: str, factors: Iterable[str] | None = None) -> dict[str, str]:
     """Read factors back from text; this is the text judge.
 
-    The longest phrase wins, upper and lower case are the same, and what a clause denies does not count. A factor that the text
-    gives two values is left out, and so is one that it does not name.
+    The longest phrase wins, upper and lower case are the same, and what a clause denies does not count. A factor that
+    the text gives two values is left out, and so is one that it does not name.
 
     Args:
         text: Any text; a bare value such as "left" is read as an answer.

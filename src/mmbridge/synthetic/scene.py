@@ -1,8 +1,8 @@
 """Scenes: one object, described by five named factors, that every renderer and every sentence is about.
 
 A scene knows nothing of pixels or samples; `CARRIES` says which factors a modality can show at all. Two rules on the
-factors' indices hold out a fifth of what a picture can show and about a fifth of what a sound can carry, so that a model can be
-tested on combinations that it never met.
+factors' indices hold out a fifth of what a picture can show and about a fifth of what a sound can carry, so that a
+model can be tested on combinations that it never met.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Scene:
 
     @property
     def split(self) -> str:
-        """"seen" if neither rule holds the scene out, "unseen" if both do, "between" otherwise (in neither set)."""
+        """The scene's set: "seen" if neither rule holds it out, "unseen" if both do, else "between" (unused)."""
         held_out = is_visibly_held_out(self) + is_audibly_held_out(self)
         return ("seen", "between", "unseen")[held_out]
 

@@ -1,7 +1,7 @@
-"""Judges of pictures and videos: they measure the factors back by segmentation, templates and tracking; nothing is learned.
+"""Judges of pictures and videos: they measure the factors by segmentation, templates and tracking; nothing is learned.
 
-The object is what differs in chroma from the picture's border. Its coverage (a soft mask) is unmixed from the colour of the object
-and a smooth model of the ground, then area, centroid and outline are compared with docs/world.md's geometry.
+The object is what differs in chroma from the picture's border. Its coverage (a soft mask) is unmixed from the colour of
+the object and a smooth model of the ground, then area, centroid and outline are compared with the world's geometry.
 """
 
 from __future__ import annotations
@@ -14,24 +14,28 @@ from PIL import Image
 
 from mmbridge.errors import MediaError
 from mmbridge.synthetic.geometry import AREAS, CENTRES, HUES, IMAGE_SIZE, RADII, signed_distance
+from mmbridge.synthetic.image import LUMA
 from mmbridge.synthetic.scene import CARRIES
 
 Verdict = dict[str, str | None]
 
 _PATCH = 33  # samples per side of the patch in which outlines are compared
 _REACH = 1.8  # half-width of that patch, in radii of the disc of equal area
+_BRIGHTNESS = 3.0  # how much more brightness counts than colour, which compressed files hold at half the resolution
+_WEIGHED = np.column_stack([np.eye(3) - LUMA[:, None], _BRIGHTNESS * LUMA]).astype(np.float32)  # RGB to chroma and luma
 _LINE = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1
 _GROUND_TERMS = np.stack(
-    [np.ones((IMAGE_SIZE, IMAGE_SIZE))]
-    + [np.broadcast_to(term, (IMAGE_SIZE, IMAGE_SIZE)) for term in (_LINE, _LINE**2, _LINE[:, None], _LINE[:, None] ** 2)]
-    + [_LINE * _LINE[:, None]],
+    [
+        np.broadcast_to(term, (IMAGE_SIZE, IMAGE_SIZE))
+        for term in (1.0, _LINE, _LINE**2, _LINE[:, None], _LINE[:, None] ** 2, _LINE * _LINE[:, None])
+    ],
     axis=-1,
 ).reshape(-1, 6)
 
 
 @dataclass(frozen=True)
 class _Object:
-    """What was measured of one frame: outline patch, area and centroid (x, y) in pixels, colour as a fraction of RGB."""
+    """What was measured of one frame: patch of the outline, area and centroid (x, y) in pixels, RGB fractions."""
 
     patch: np.ndarray
     area: float
@@ -59,7 +63,8 @@ def judge_video(frames: np.ndarray) -> Verdict:
     """Read shape, colour, size, place and motion from a video that shows the whole movement.
 
     Args:
-        frames: (F, H, W, 3) uint8, at least 4 frames of at least 32 pixels on each side; of long videos 16 frames are read.
+        frames: (F, H, W, 3) uint8, at least 4 frames of at least 32 pixels on each side; of long videos 16
+            frames are read.
 
     Returns:
         The value of each factor, None where the video does not show one.
@@ -83,8 +88,8 @@ def _checked(array: np.ndarray, judge: str, accepted: str, ndim: int) -> np.ndar
     fits = array.ndim == ndim and array.shape[-1] == 3 and min(array.shape[-3:-1]) >= 32 and array.dtype == np.uint8
     if not fits or (ndim == 4 and len(array) < 4):
         raise MediaError(
-            f"{judge} got an array of shape {array.shape} and type {array.dtype}; it accepts {accepted} uint8 of at least "
-            "32x32 pixels, so convert or resize the medium first"
+            f"{judge} got an array of shape {array.shape} and type {array.dtype}; it accepts {accepted} uint8 of at "
+            "least 32x32 pixels, so convert or resize the medium first"
         )
     return array
 
@@ -97,9 +102,9 @@ def _verdict(measured: list[_Object | None], modality: str) -> Verdict:
         return verdict
     verdict["colour"] = _colour(np.mean([one.colour for one in found], axis=0))
     verdict["place"] = _place(np.mean([one.centroid for one in found], axis=0))
-    verdict["shape"] = shape = _shape(np.mean([one.patch for one in found], axis=0))
-    if shape is not None:
-        radius = float(np.sqrt(np.mean([one.area for one in found]) / AREAS[shape]))
+    verdict["shape"], gain = _shape(np.mean([one.patch for one in found], axis=0))
+    if verdict["shape"] is not None:
+        radius = float(np.sqrt(np.mean([one.area for one in found]) / gain / AREAS[verdict["shape"]]))
         size = min(RADII, key=lambda name: abs(np.log(radius / RADII[name])))
         verdict["size"] = size if abs(np.log(radius / RADII[size])) < 0.3 else None
     return verdict
@@ -125,20 +130,20 @@ def _measure(pixels: np.ndarray) -> _Object | None:
     terms = _GROUND_TERMS[outside]
     model = np.linalg.solve(terms.T @ terms, terms.T @ rgb.reshape(-1, 3)[outside])
     ground = (_GROUND_TERMS @ model).reshape(rgb.shape)
-    towards = colour - ground
-    coverage = ((rgb - ground) * towards).sum(axis=-1) / np.maximum((towards**2).sum(axis=-1), 1e-3)
+    away, towards = (rgb - ground) @ _WEIGHED, (colour - ground) @ _WEIGHED
+    coverage = (away * towards).sum(axis=-1) / np.maximum((towards**2).sum(axis=-1), 1e-3)
 
     solid = coverage > 0.5
     seed = np.argmax(_box(_box(solid[..., None].astype(np.float32)))[..., 0] * solid)
     region = _grow(_component(solid, int(seed)), steps=2)
-    coverage = np.where(region, np.clip(coverage, -0.3, 1.2), 0)
+    if ((solid | (contrast > 0.5 * peak)) & ~region).sum() > 0.25 * (solid & region).sum():
+        return None  # more than one object
+    coverage = np.where(region, np.clip(coverage, -0.3, 1.6), 0)
     area = float(coverage.sum())
     if not 20 < area < 0.4 * IMAGE_SIZE**2:
         return None
     axis = np.arange(IMAGE_SIZE) + 0.5
     centroid = np.array([(coverage.sum(axis=0) * axis).sum(), (coverage.sum(axis=1) * axis).sum()]) / area
-    if not (0 < centroid.min() and centroid.max() < IMAGE_SIZE):
-        return None
     return _Object(_patch(coverage, centroid, np.sqrt(area / np.pi)), area, centroid, colour)
 
 
@@ -179,8 +184,8 @@ def _patch(coverage: np.ndarray, centroid: np.ndarray, radius: float) -> np.ndar
 
 
 @cache
-def _templates() -> tuple[tuple[str, ...], np.ndarray]:
-    """Patches of all shapes at several rotations, scales and blurs: names and (N, 33 * 33) coverages of equal area."""
+def _templates() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Patches of all shapes, turned, scaled and blurred: names, (N, 33 * 33) coverages, sums of their squares."""
     fine = 3 * _PATCH
     line = (np.arange(fine) - (fine - 1) / 2) * (2 * _REACH / (_PATCH - 1) / 3)
     step = np.subtract.outer(np.linspace(-_REACH, _REACH, _PATCH), line)
@@ -189,22 +194,25 @@ def _templates() -> tuple[tuple[str, ...], np.ndarray]:
     names, patches = [], []
     for shape, area in AREAS.items():
         for angle in (0.0,) if shape in ("circle", "ring") else np.deg2rad((-10, -5, 0, 5, 10)):
-            for scale in (0.94, 1.0, 1.06):
+            for scale in (0.8, 0.85, 0.9, 0.95, 1.0, 1.06):
                 unit = scale * np.sqrt(np.pi / area)  # the shape's radius, where a disc of its area has radius 1
                 x, y = line[None, :] / unit, line[:, None] / unit
                 turned = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
                 inside = (signed_distance(shape, *turned) < 0).astype(np.float32)
                 patches += [(blur @ inside @ blur.T).ravel() for blur in blurs]
                 names += [shape] * len(blurs)
-    return tuple(names), np.stack(patches)
+    stacked = np.stack(patches).astype(np.float32)
+    return tuple(names), stacked, (stacked**2).sum(axis=1)
 
 
-def _shape(patch: np.ndarray) -> str | None:
-    names, templates = _templates()
-    power = (templates**2).sum(axis=1)
-    misfit = ((patch**2).sum() - 2 * templates @ patch.ravel() + power) / power
+def _shape(patch: np.ndarray) -> tuple[str | None, float]:
+    """The shape whose template fits best, and the factor by which the coverage was overestimated."""
+    names, templates, power = _templates()
+    overlap = templates @ patch.ravel().astype(np.float32)
+    gain = np.clip(overlap / power, 0.8, 1.5)
+    misfit = (patch**2).sum() - 2 * gain * overlap + gain**2 * power
     best = int(np.argmin(misfit))
-    return names[best] if misfit[best] < 0.35 else None
+    return (names[best] if misfit[best] < 0.35 * (patch**2).sum() else None), float(gain[best])
 
 
 def _colour(rgb: np.ndarray) -> str | None:
@@ -214,7 +222,7 @@ def _colour(rgb: np.ndarray) -> str | None:
         return None
     red, green, blue = rgb
     hue = np.rad2deg(np.arctan2(3**0.5 * (green - blue), 2 * red - green - blue))
-    # The angle above differs by up to a degree or so from the piecewise HSV hue; compare like with like.
+    # This angle differs from the HSV hue by about one degree at most.
     return min(HUES, key=lambda name: abs((hue - HUES[name] + 180) % 360 - 180))
 
 

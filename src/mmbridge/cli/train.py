@@ -1,0 +1,36 @@
+"""Train one stage from a recipe.
+
+RECIPE is a YAML file or the name of a shipped recipe (see `mmbridge ls recipes`). Any value of it can be overridden by
+its dotted path. Checkpoints, logs and the trained bridge go to DIR.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """\
+  mmbridge train tiny/encoder_alignment
+  mmbridge train tiny/encoder_alignment run.steps=50 optimizer.lr=1e-4 --out runs/short
+  mmbridge train tiny/instruction_tuning data.path=dialogues.jsonl     your own data
+  mmbridge train tiny/encoder_alignment --resume                       go on after an interruption
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file or name of a shipped recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="values to override, by dotted path"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (runs/<name of the recipe>)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from mmbridge.config import Recipe
+
+    recipe = Recipe.load(arguments.recipe, arguments.overrides)
+
+    from mmbridge.training.run import train
+
+    train(recipe, arguments.out or Path("runs") / recipe.name, resume=arguments.resume)

@@ -1,0 +1,13 @@
+"""Evaluation: what a bridge gets right, measured exactly on the synthetic world."""
+
+import importlib
+from typing import Any
+
+_LAZY = {"evaluate": "any_to_any", "Cell": "any_to_any"}
+__all__ = ["Cell", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"mmbridge.evaluation.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'mmbridge.evaluation' has no attribute {name!r}")

@@ -1,0 +1,13 @@
+"""Ways in: how a medium enters the sequence."""
+
+import importlib
+from typing import Any
+
+_LAZY = {"Encoded": "encoded"}
+__all__ = ["Encoded"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"mmbridge.inputs.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'mmbridge.inputs' has no attribute {name!r}")

@@ -1,0 +1,93 @@
+"""The way in of NExT-GPT and OneLLM: a frozen encoder's tokens, projected into the sequence."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmbridge.errors import ConfigError
+from mmbridge.registry import ways_in
+
+register = ways_in.register
+
+
+@register("encoded")
+class Encoded(nn.Module):
+    """Encode a medium with a frozen encoder and project its tokens to slots.
+
+    Args:
+        encoder: An encoder from ``mmbridge.encoders`` or any module with its members.
+        projection: An input projection; widths that it was not given are derived by the bridge.
+        attention: Whether slots see earlier slots only ("causal", as published) or all slots of their medium ("full").
+        batch_size: Media that the encoder takes at once.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        projection: Any,
+        attention: Literal["causal", "full"] = "causal",
+        batch_size: int = 64,
+    ):
+        super().__init__()
+        if attention not in ("causal", "full"):
+            raise ConfigError(f"attention inside a medium is 'causal' or 'full', not {attention!r}.")
+        self.encoder, self.projection = encoder, projection
+        self.attention, self.batch_size = attention, batch_size
+        self._fingerprint: str | None = None
+
+    def build(self, modality: str, dim: int) -> None:
+        """Check the modality and derive the projection's widths.
+
+        Raises:
+            ConfigError: The encoder reads another modality.
+            ShapeError: The projection was built for other widths.
+        """
+        if self.encoder.modality != modality:
+            raise ConfigError(
+                f"input {modality!r} was given an encoder for {self.encoder.modality!r}; name the input after what it reads."
+            )
+        self.projection.build(self.encoder.spec.dim, dim)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over the encoder's weights and preprocessing, computed once: the encoder is frozen."""
+        if self._fingerprint is None:
+            self._fingerprint = self.encoder.fingerprint
+        return self._fingerprint
+
+    @torch.no_grad()
+    def features(self, media: Sequence[Any]) -> list[Tensor]:
+        """Encode media (``Image``, ``Audio``, ``Video``) to one tensor (T, dim) each."""
+        parameter = next(self.encoder.parameters(), torch.empty(0))
+        encoded: list[Tensor] = []
+        for start in range(0, len(media), self.batch_size):
+            raw = torch.stack([self.encoder.prepare(medium) for medium in media[start : start + self.batch_size]])
+            encoded.extend(self.encoder(raw.to(parameter.device)))
+        return encoded
+
+    def length(self, features: Tensor) -> int:
+        """Return the number of slots for features (T, dim)."""
+        return int(self.projection.num_tokens(features.shape[0]))
+
+    def enter(self, features: Sequence[Tensor]) -> Tensor:
+        """Project features, media of equal length together: returns (sum of slots, D) in the media's order."""
+        parameter = next(self.projection.parameters())
+        slots: list[Tensor] = [parameter] * len(features)
+        by_length: dict[int, list[int]] = {}
+        for index, tensor in enumerate(features):
+            by_length.setdefault(tensor.shape[0], []).append(index)
+        for members in by_length.values():
+            stacked = torch.stack([features[index] for index in members]).to(parameter.device, parameter.dtype)
+            for index, projected in zip(members, self.projection(stacked), strict=True):
+                slots[index] = projected
+        return torch.cat(slots)
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Return the projection."""
+        return {"projection": self.projection}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the manifest entry of the encoder."""
+        return {"encoder": self.encoder.describe()}
