@@ -42,12 +42,15 @@ def sentence(text: str) -> str:
 def turn(scene: Scene, rng: np.random.Generator, source: str, first: bool) -> tuple[str, str]:
     """One exchange about a scene that is described in words where a medium would stand."""
     about = sentence(caption(scene, source, rng if rng.random() < 0.7 else None)) + " " if first else ""
-    kind = rng.choice(["describe", "question", "question", "draw"])
+    kind = rng.choice(["describe", "question", "question", "question", "draw"])
     if kind == "describe":
         return about + describe_request(source, rng), sentence(caption(scene, source))
     if kind == "question":
         factor = str(rng.choice(CARRIES[source]))
         asked, answer = question(scene, factor, rng)
+        # Yes or no takes a comparison, the one skill that needs more examples than the rest.
+        while rng.random() < 0.6 and not asked.startswith("Is "):
+            asked, answer = question(scene, factor, rng)
         return about + asked, answer
     shown = [factor for factor in CARRIES["image"] if factor in CARRIES[source]]
     words = caption(scene, "image") if len(shown) == 4 else f"a {scene.size} {scene.shape}"
@@ -158,6 +161,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="go on from these weights")
     parser.add_argument("--out", type=Path, default=HERE / "tiny-llama")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -178,6 +182,9 @@ def main() -> None:
             tie_word_embeddings=False,
         )
     )
+    if options.start:
+        model = LlamaForCausalLM.from_pretrained(options.start, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.start)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.05)
     warmup = min(200, options.steps // 5 + 1)

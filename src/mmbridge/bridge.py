@@ -27,8 +27,10 @@ _NESTED = {"encoder": registry.encoders, "projection": registry.projections, "de
 class Store(Protocol):
     """Where frozen results are kept; ``mmbridge.data.features.FeatureStore`` is the one that ships."""
 
-    def fetch(self, fingerprint: str, parts: Sequence[MediumPart], compute: Any) -> list[Any]:
-        """Return what ``compute(parts)`` gives, computed only for parts that are not stored yet."""
+    def fetch(
+        self, fingerprint: str, parts: Sequence[MediumPart], compute: Any, root: str | Path | None = None
+    ) -> list[Any]:
+        """Return what ``compute(parts)`` gives, computed only for parts that are not stored yet; paths are below ``root``."""
 
 
 class Bridge(nn.Module):
@@ -107,10 +109,12 @@ class Bridge(nn.Module):
                 wanted.setdefault((piece.part.type, piece.supervised), []).append((number, index, piece.part))
         contents: dict[tuple[int, int], Any] = {}
         for (modality, leaving), entries in wanted.items():
-            parts = [part for _, _, part in entries]
             if leaving and not targets:
                 continue
             way = self.outputs[modality] if leaving else self.inputs[modality]
+            # Only what a result depends on, so that nothing else is read or makes a stored result look new.
+            unread = {"caption": None} if not leaving else {} if way.reads_media else {"path": None, "data": None}
+            parts = [dataclasses.replace(part, **unread) for _, _, part in entries]
 
             def compute(parts: Sequence[MediumPart], way: Any = way, leaving: bool = leaving) -> list[Any]:
                 if leaving:
@@ -121,7 +125,7 @@ class Bridge(nn.Module):
                     raise MessageError(f"a medium of type {empty.type!r} that the user gives has no 'path' or 'data'.")
                 return way.features(loaded)
 
-            values = compute(parts) if store is None else store.fetch(way.fingerprint, parts, compute)
+            values = compute(parts) if store is None else store.fetch(way.fingerprint, parts, compute, root)
             contents.update({(number, index): value for (number, index, _), value in zip(entries, values, strict=True)})
         return [
             assemble(
@@ -309,12 +313,12 @@ class Bridge(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
-        """Open a saved bridge: a folder, a hub id or a shipped name such as ``mmbridge/tiny``.
+        """Open a saved bridge: a folder, a training run, a hub id or a shipped name such as ``mmbridge/tiny``.
 
         Raises:
             CheckpointError: A file is missing or altered; the message names it and its hash.
         """
-        folder = hub.resolve(source)
+        folder = find_bridge(source)
         manifest = hub.read_json(folder / "manifest.json")
         bridge = cls.from_config(hub.read_json(folder / "config.json"))
         bridge.load_parts(source)
@@ -349,7 +353,7 @@ class Bridge(nn.Module):
         Raises:
             CheckpointError: A part is missing, altered, or of another shape.
         """
-        folder = hub.resolve(source)
+        folder = find_bridge(source)
         entries = hub.read_json(folder / "manifest.json")["parts"]
         parts = self.parts()
         absent = [name for name in parts if name not in entries]
@@ -380,6 +384,13 @@ class Bridge(nn.Module):
                     parameters[key].copy_(value)
             read.append(name)
         return read
+
+
+def find_bridge(source: str | Path) -> Path:
+    """Return the folder of a saved bridge: the source itself, or ``bridge`` in it where the source is a training run."""
+    folder = hub.resolve(source)
+    inside = folder / "bridge"
+    return inside if (inside / "manifest.json").is_file() and not (folder / "manifest.json").exists() else folder
 
 
 def load_part(part: MediumPart, root: str | Path | None) -> Any:

@@ -26,7 +26,10 @@ OUTPUT_LOSSES = ("alignment", "denoising")
 """Losses of a way out, unless its class names others in ``loss_names``."""
 
 _NESTED: dict[str, Registry] = {"encoder": encoders, "projection": projections, "decoder": decoders}
-_DATA_KEYS = {"name": ("name", "samples", "validation_samples"), "path": ("path", "validation", "root")}
+_DATA_KEYS = {
+    "name": ("name", "samples", "validation_samples", "inputs", "mix", "turns", "pool"),
+    "path": ("path", "validation", "root"),
+}
 
 
 @dataclass
@@ -104,9 +107,13 @@ class DataConfig:
     """Where dialogues come from: a generated world (``name``) or a JSONL file of messages (``path``), never both.
 
     Args:
-        name: "synthetic" for the procedural world.
+        name: "synthetic" for the procedural world (``mmbridge.data.synthetic``, which has the defaults).
         samples: Dialogues to generate for training.
-        validation_samples: Dialogues to generate for validation.
+        validation_samples: Dialogues to generate for validation; 0 for none.
+        inputs: Media that come in.
+        mix: Weights of the kinds of exchange.
+        turns: Chance that a dialogue goes on by a further turn.
+        pool: Media per modality among which dialogues draw.
         path: JSONL file to train on.
         validation: JSONL file to validate on; null for none.
         root: Folder that media paths are relative to; null for the folder of the JSONL file.
@@ -115,6 +122,10 @@ class DataConfig:
     name: Literal["synthetic"] | None = None
     samples: int | None = field(default=None, metadata={"least": 1})
     validation_samples: int | None = field(default=None, metadata={"least": 0})
+    inputs: list[str] | None = None
+    mix: dict[str, float] | None = None
+    turns: float | None = field(default=None, metadata={"least": 0, "most": 0.9})
+    pool: int | None = field(default=None, metadata={"least": 1})
     path: str | None = None
     validation: str | None = None
     root: str | None = None

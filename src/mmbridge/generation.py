@@ -213,11 +213,28 @@ def generate(
         raise ConfigError(
             f"temperature must be at least 0, top_p in (0, 1] and max_new_tokens at least 1, not {temperature}, {top_p}, {max_new_tokens}."
         )
-    was_training = bridge.training
+    modes = [(module, module.training) for module in bridge.modules()]
     bridge.eval()
+    try:
+        return _generate(bridge, dialogues, root, max_new_tokens, temperature, top_p, seed)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _generate(
+    bridge: Any,
+    dialogues: Sequence[Sequence[Message]],
+    root: str | Path | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> list[Reply]:
     backbone = bridge.backbone
+    block = max(sum(way.rows.count for way in bridge.outputs.values()), 1)  # the most that one round can add
     batch = collate(bridge.prepare(dialogues, root=root, reply=True), left=True, seed=seed).to(backbone.device)
-    if batch.ids.shape[1] >= backbone.context:
+    if batch.ids.shape[1] + block > backbone.context:
         raise ContextError(
             f"the prompt has {batch.ids.shape[1]} positions but the context holds {backbone.context}, which leaves no room for "
             "a reply; shorten the dialogue or use fewer media."
@@ -246,7 +263,6 @@ def generate(
         words[row] = []
 
     triggers = {bridge.first_ids[modality]: modality for modality in bridge.outputs}
-    longest_block = max((way.rows.count for way in bridge.outputs.values()), default=1)
     for _ in range(max_new_tokens):
         rows = sorted(open_rows)
         scores = bridge.logits(decoding.hidden[rows])
@@ -273,10 +289,9 @@ def generate(
                 replies[row].parts.append(medium)
         if decoding.waiting:
             decoding.step([], decoding.hidden.new_zeros(0, 1, backbone.dim))
-        if not open_rows or decoding.length + 1 + longest_block > backbone.context:
+        if not open_rows or decoding.length + block > backbone.context:
             break
     for row in open_rows:
         flush(row)
         replies[row].complete = False
-    bridge.train(was_training)
     return replies

@@ -101,7 +101,7 @@ def assemble(
     """
     sequence = TokenSequence()
     remaining = iter(contents)
-    for piece in pieces:
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
         if isinstance(piece, MediumPiece):
             modality, content = piece.part.type, next(remaining)
             start = len(sequence.ids)
@@ -118,7 +118,12 @@ def assemble(
                 sequence.labels += [IGNORED] * length
                 sequence.entering.append(MediumSpan(modality, start, length, content))
             continue
-        ids, ranges = backbone.tokenize(piece.text)
+        text = piece.text
+        said = any(high == len(text) for _, high in piece.supervised)
+        if isinstance(following, MediumPiece) and following.supervised and not said:
+            # The space before a reply belongs to its first word; a reply that starts with a medium has none.
+            text = text.rstrip(" ")
+        ids, ranges = backbone.tokenize(text)
         sequence.ids += ids
         # A token that ends inside the assistant's words belongs to them, also if it starts with the space before them.
         sequence.labels += [

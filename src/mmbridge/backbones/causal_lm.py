@@ -78,12 +78,16 @@ class CausalLM(nn.Module):
                 )
 
     def train(self, mode: bool = True) -> "CausalLM":
-        """Keep frozen layers in eval mode; only the adapters' dropout follows ``mode``."""
+        """Keep frozen layers in eval mode; only the dropout of adapters that train, and checkpointing, follow ``mode``."""
         super().train(False)
         if mode:
+            adapting = any(parameter.requires_grad for parameter in self.adapters.values())
             for name, module in self.model.named_modules():
                 if "lora_dropout" in name:
-                    module.train()
+                    module.train(adapting)
+                elif getattr(module, "gradient_checkpointing", False):
+                    # transformers checkpoints a layer only where this flag is set; its parts stay in eval mode.
+                    module.training = True
         return self
 
     @property

@@ -13,8 +13,6 @@ EXAMPLES = """\
   mmbridge evaluate runs/tiny/instruction_tuning --out evaluation --samples 50 --seed 1
 """
 
-_COLUMNS = ("in", "out", "split", "accuracy", "low", "high", "bound", "n")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -26,24 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from mmbridge import Bridge, hub
-    from mmbridge.evaluation.any_to_any import evaluate
+    from mmbridge.evaluation.any_to_any import evaluate, format_table
 
     given = {"samples": arguments.samples, "seed": arguments.seed}
     options = {name: value for name, value in given.items() if value is not None}
-    evaluate(Bridge.from_pretrained(arguments.bridge), arguments.out, **options)
-    print(table(hub.read_json(arguments.out / "any_to_any.json")))
-
-
-def table(rows: list[dict[str, object]]) -> str:
-    """Return the rows of any_to_any.json as aligned text."""
-    lines = [_COLUMNS, *(tuple(_cell(row[column]) for column in _COLUMNS) for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(_COLUMNS))]
-    aligned = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(line.rstrip() for line in aligned)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return "+".join(map(str, value))
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    print(format_table(evaluate(arguments.bridge, arguments.out, **options)))

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", default=[], metavar="key=value", help="values to override, by dotted path"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (runs/<name of the recipe>)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
+    again.add_argument("--overwrite", action="store_true", help="delete an earlier run in DIR first")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -33,4 +35,5 @@ def run(arguments: argparse.Namespace) -> None:
 
     from mmbridge.training.run import train
 
-    train(recipe, arguments.out or Path("runs") / recipe.name, resume=arguments.resume)
+    out = arguments.out or Path("runs") / recipe.name
+    train(recipe, out, resume=arguments.resume, overwrite=arguments.overwrite)

@@ -324,8 +324,7 @@ class StableDiffusion(Decoder):
         """
         if self._unconditional is None:
             resident = self.is_loaded("text_encoder")
-            with torch.inference_mode(False):
-                self._unconditional = self.encode([""])[0][0]
+            self._unconditional = self.encode([""])[0][0]
             if not resident:
                 del self.text_encoder
         return self._unconditional

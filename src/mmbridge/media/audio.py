@@ -91,29 +91,28 @@ class Audio:
         if isinstance(source, (np.ndarray, Tensor)):
             if sample_rate is None:
                 raise MediaError("an array of samples does not say its rate; pass sample_rate=, in samples a second.")
-            _check_length(source.shape, sample_rate)
-            samples = _from_values(source)
-        elif sample_rate is not None:
+            audio = cls(_from_values(source), sample_rate)
+            _check_length(len(audio.samples), sample_rate, "the sound")
+            return audio
+        if sample_rate is not None:
             raise MediaError(
                 f"sample_rate={sample_rate} is for arrays and tensors; a file holds its own rate: "
                 "load it without, then call resample()."
             )
-        elif isinstance(source, Audio):
+        if isinstance(source, Audio):
             return source
-        elif isinstance(source, (str, os.PathLike, bytes)):
+        if isinstance(source, (str, os.PathLike, bytes)):
             medium = find_file(source, "audio", _FORMATS, root)
             if medium.format in ("MP4", "WebM", "MP3"):
                 track = cls.from_track(medium)
                 if track is None:
                     raise MediaError(f"{medium.name} holds no sound; choose another file, or load a video as a video.")
                 return track
-            samples, sample_rate = _from_file(medium)
-        else:
-            raise MediaError(
-                f"audio can't be loaded from {type(source).__name__}; "
-                "accepted: a path, bytes, a NumPy array or torch tensor with sample_rate=, or an Audio."
-            )
-        return cls(samples, sample_rate)
+            return cls(*_from_file(medium))
+        raise MediaError(
+            f"audio can't be loaded from {type(source).__name__}; "
+            "accepted: a path, bytes, a NumPy array or torch tensor with sample_rate=, or an Audio."
+        )
 
     @classmethod
     def from_track(cls, medium: MediaFile) -> "Audio | None":
@@ -150,15 +149,15 @@ class Audio:
         return Audio(_resample(self.samples, self.sample_rate, rate).clamp(-1, 1), rate)
 
 
-def _check_length(shape: tuple[int, ...], rate: int, name: str = "the sound") -> None:
-    length = max(shape, default=0)
+def _check_length(length: int, rate: int, name: str) -> None:
     if length > MAX_SECONDS * rate:
         raise MediaError(f"{name} lasts {length / rate:.0f} s; at most {MAX_SECONDS} s are read: cut it first.")
 
 
 def _from_values(values: np.ndarray | Tensor) -> Tensor:
     what = "the array" if isinstance(values, np.ndarray) else "the tensor"
-    shape, dtype = tuple(values.shape), str(values.dtype).removeprefix("torch.")
+    dtype = values.dtype.name if isinstance(values, np.ndarray) else str(values.dtype).removeprefix("torch.")
+    shape = tuple(values.shape)
     scale = {"int16": 2**15, "int32": 2**31, "uint8": 2**7}.get(dtype)
     if not scale and "float" not in dtype:
         raise MediaError(f"{what} has dtype {dtype}; accepted: floats in -1..1, int16, int32 or uint8 at full scale.")
@@ -188,7 +187,7 @@ def _from_file(medium: MediaFile) -> tuple[Tensor, int]:
         try:
             with soundfile.SoundFile(file) as sound:
                 rate, announced = sound.samplerate, sound.frames
-                _check_length((announced,), rate, medium.name)
+                _check_length(announced, rate, medium.name)
                 samples = torch.from_numpy(sound.read(dtype="float32", always_2d=True).mean(axis=1))
         except soundfile.LibsndfileError as error:  # its texts name our reader's address
             raise medium.damaged("libsndfile can't decode it") from error

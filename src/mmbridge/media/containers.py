@@ -46,7 +46,7 @@ def decode_track(medium: MediaFile, max_seconds: float) -> tuple[Tensor, int] | 
             for piece in resampler.resample(frame):
                 pieces.append(torch.from_numpy(piece.to_ndarray().mean(axis=0)))
                 total += len(pieces[-1])
-            if total > max_seconds * rate:
+            if total > (max_seconds + 1) * rate:  # a second for the padding of codecs
                 raise MediaError(
                     f"the sound of {medium.name} lasts longer than the {max_seconds:g} s that are read: cut it first."
                 )

@@ -4,7 +4,6 @@ Each file is encoded in memory and then written at once, so a full disk or an in
 """
 
 import os
-import struct
 from fractions import Fraction
 from io import BytesIO
 
@@ -109,7 +108,7 @@ def write_video(
             content = _encode_gif(frames, fps)
         else:
             content = _encode_container(frames, fps, suffix, samples, sample_rate, crf)
-    except (av.FFmpegError, OverflowError, struct.error) as error:  # the latter two: sides or times too long for GIF
+    except (av.FFmpegError, OverflowError) as error:  # the latter where sides or times are too long for GIF
         given = f"{tuple(frames.shape)} at {fps:g} fps, crf {crf}"
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(f"{os.fspath(path)!r}: frames {given} can't be encoded: {reason}.") from error
@@ -152,7 +151,7 @@ def _encode_container(
         container.mux(stream.encode())
         if samples is not None and sample_rate is not None:
             wave = av.AudioFrame.from_ndarray(samples.numpy()[None], format="fltp", layout="mono")
-            wave.sample_rate = sample_rate
+            wave.sample_rate, wave.pts = sample_rate, 0  # timed, so that players skip what the codec puts before it
             resampler = av.AudioResampler(sound.format, "mono", sound.rate, frame_size=sound.codec_context.frame_size)
             for piece in [*resampler.resample(wave), *resampler.resample(None)]:
                 container.mux(sound.encode(piece))

@@ -135,8 +135,9 @@ def _from_pil(picture: PIL.Image.Image) -> Tensor:
 
 def _from_array(array: np.ndarray) -> Tensor:
     accepted = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
-        hint = "; transpose it, or pass a torch tensor, which has channels first" if array.shape[0] in (1, 3, 4) else ""
+    if not array.size or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = "; transpose it, or pass a torch tensor, which has channels first" if channels_first else ""
         raise MediaError(f"the array has shape {array.shape}; an image is {accepted}{hint}.")
     if array.dtype.kind not in "buf":
         raise MediaError(f"the array has dtype {array.dtype}; accepted: uint8, uint16, bool, or floats in 0..1.")

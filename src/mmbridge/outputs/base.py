@@ -31,11 +31,12 @@ class Span(Protocol):
 
 
 class Output(Protocol):
-    """A way out for one modality."""
+    """A way out for one modality; ``reads_media`` says whether targets depend on media or on captions alone."""
 
     attention: Literal["causal", "full"]
     rows: nn.Module
     fingerprint: str
+    reads_media: bool
 
     def build(self, modality: str, backbone: Any) -> None:
         """Derive widths and create vocabulary rows; called once, by the bridge."""

@@ -83,6 +83,11 @@ class Signals(nn.Module):
             self._fingerprint = f"{self.decoder.fingerprint}-{'denoising' if self.denoising else 'caption'}"
         return self._fingerprint
 
+    @property
+    def reads_media(self) -> bool:
+        """Whether targets depend on the media, not on captions alone."""
+        return self.denoising
+
     def targets(self, media: Sequence[Any], captions: Sequence[str | None]) -> list[dict[str, Tensor]]:
         """Return the caption's condition (tokens, dim) and, for the denoising loss, the decoder's own target.
 

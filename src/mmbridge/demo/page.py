@@ -1,0 +1,180 @@
+"""One page from a report: HTML and CSS only, every medium inside it, nothing fetched from anywhere."""
+
+import base64
+import io
+import math
+import mimetypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup
+from PIL import Image as PilImage
+
+from mmbridge.demo.charts import Points, line_chart
+from mmbridge.demo.report import PartReport, Report, StageReport
+from mmbridge.media import Audio
+from mmbridge.media.base import write_atomically
+
+_FOLDER = Path(__file__).parent
+_TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".webp": "image/webp"}
+_SPECTROGRAM = (120, 400)  # rows, columns
+_AUDIO_COLOUR = (203, 82, 126)
+_MODALITIES = ("text", "image", "video", "audio")
+
+
+def write_page(report: Report, out: Path) -> Path:
+    """Build the page of a report and write ``index.html``, whole or not at all.
+
+    Args:
+        report: What to show.
+        out: The demo's folder, to which paths of media in the report are relative.
+
+    Raises:
+        MediaError: The page can't be written, or a medium of the report can't be read.
+    """
+    path = out / "index.html"
+    write_atomically(path, build_page(report, out).encode())
+    return path
+
+
+def build_page(report: Report, root: Path) -> str:
+    """Return the page of a report.
+
+    Args:
+        report: What to show.
+        root: Folder to which paths of media in the report are relative.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"duration": duration, "count": count, "percent": percent, "plain": plain_name}
+    return environment.get_template("page.html.jinja").render(
+        report=report,
+        embed=lambda path: data_uri(root / path),
+        spectrogram=lambda path: spectrogram(root / path),
+        charts=charts,
+        facts=facts(report),
+        matrices=[matrix(report.table, split) for split in dict.fromkeys(cell["split"] for cell in report.table)],
+        trained=[part for part in report.parts if not part.source],
+        frozen=[part for part in report.parts if part.source],
+        sizes=sizes(report.parts),
+    )
+
+
+def data_uri(path: Path) -> str:
+    """Return a file as a data URI."""
+    kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def spectrogram(path: Path) -> str:
+    """Return a picture of a sound as a data URI: time to the right, pitch from 150 Hz to 5 kHz (logarithmic) upwards."""
+    samples = Audio.load(path).resample(16_000).samples
+    power = torch.stft(samples, 4096, 80, 1024, torch.hann_window(1024), return_complex=True).abs().square()
+    rows = torch.logspace(math.log10(5000), math.log10(150), _SPECTROGRAM[0]) / 16_000 * 4096
+    level = 10 * torch.log10(power[rows.round().long()] + 1e-8)  # (rows, frames)
+    alpha = PilImage.fromarray((((level - level.max() + 50) / 50).clamp(0, 1) * 255).to(torch.uint8).numpy())
+    alpha = alpha.resize(_SPECTROGRAM[::-1])
+    picture = PilImage.new("RGB", alpha.size, _AUDIO_COLOUR)
+    picture.putalpha(alpha)
+    buffer = io.BytesIO()
+    picture.quantize(32, PilImage.Quantize.FASTOCTREE).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def charts(stage: StageReport) -> list[tuple[str, list[str], Markup]]:
+    """Return a stage's curves: heading, names of the curves and the drawing; losses first, then accuracies."""
+    drawn = []
+    losses = [name.removeprefix("train/loss/") for name in stage.metrics if name.startswith("train/loss/")]
+    for name in losses:
+        if name == "total":  # the weighted sum of the others
+            continue
+        curves: dict[str, Points] = {"training": stage.metrics[f"train/loss/{name}"]}
+        if f"val/loss/{name}" in stage.metrics:
+            curves["unseen combinations"] = stage.metrics[f"val/loss/{name}"]
+        logarithmic = all(value > 0 for curve in curves.values() for _, value in curve)
+        title = f"Loss: {name.replace('.', ', ')}"
+        drawn.append((title, list(curves), line_chart(curves, f"{title}, {stage.name}", stage.steps, logarithmic=logarithmic)))
+    accuracies = {
+        name.removeprefix("val/accuracy/"): points
+        for name, points in stage.metrics.items()
+        if name.startswith("val/accuracy/")
+    }
+    if accuracies:
+        title = "Right answers on unseen combinations"
+        drawn.append((title, list(accuracies), line_chart(accuracies, f"{title}, {stage.name}", stage.steps, top=1.0)))
+    return drawn
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Return the figures at the top of the page: value and what it is."""
+    exchanges = report.exchanges
+    answering = sum(exchange.seconds for exchange in exchanges)
+    found = [
+        (f"{sum(exchange.right for exchange in exchanges)} of {len(exchanges)}", "prompts answered right, as judges measure it"),
+        (duration(report.loading_seconds + answering), "to open the shipped bridge and answer"),
+    ]
+    size = sizes(report.parts)
+    found.append((percent(size["trained"] / size["total"]), f"of {count(size['total'])} parameters ever train"))
+    if report.stages:
+        seconds = sum(stage.seconds for stage in report.stages)
+        found.append((duration(seconds), f"to train {len(report.stages)} stage{'s' if len(report.stages) > 1 else ''}"))
+    return found
+
+
+def matrix(table: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
+    """Return one split of the any-to-any table as rows of cells, for media in by media out."""
+    cells = {("+".join(cell["in"]), cell["out"]): cell for cell in table if cell["split"] == split}
+    order = [*_MODALITIES, "none"]
+    rows = sorted({source for source, _ in cells}, key=lambda name: (name.count("+"), order.index(name.split("+")[0])))
+    columns = sorted({made for _, made in cells}, key=order.index)
+    return {
+        "split": split,
+        "columns": columns,
+        "rows": [(source, [graded(cells.get((source, made))) for made in columns]) for source in rows],
+    }
+
+
+def graded(cell: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Add to a cell how good it is, from 0 (half of the bound or less) to 1 (the bound)."""
+    if cell is None:
+        return None
+    share = cell["accuracy"] / cell["bound"] if cell["bound"] else 0.0
+    return {**cell, "grade": round(min(1.0, max(0.0, (share - 0.5) / 0.5)), 3)}
+
+
+def sizes(parts: Sequence[PartReport]) -> dict[str, int]:
+    """Return the parameters that train, those that don't, and all."""
+    trained = sum(part.parameters for part in parts if not part.source)
+    total = sum(part.parameters for part in parts)
+    return {"trained": trained, "frozen": total - trained, "total": total}
+
+
+def plain_name(name: str) -> str:
+    """Return a stage's or a medium's name as words."""
+    return {"audio": "sound", "image": "picture", "none": "no medium"}.get(name, name.replace("_", " "))
+
+
+def duration(seconds: float) -> str:
+    """Return seconds for people: "0.42 s", "41 s", "6 min 12 s"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def count(number: int) -> str:
+    """Return a number of parameters for people: "812 K", "9.4 M"."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent."""
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,150 @@
+"""What the demo found out, as plain data for its page: answers, stages, parts, the table and what it ran on."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmbridge import __version__, hub
+from mmbridge.bridge import Bridge, find_bridge
+from mmbridge.demo.charts import Points, read_metrics
+from mmbridge.messages import Message
+
+_PACKAGES = ("torch", "transformers", "diffusers", "peft", "lightning", "safetensors", "av")
+
+
+@dataclass
+class Exchange:
+    """A dialogue with the bridge's replies.
+
+    Attributes:
+        title: What it shows.
+        source: What the scene was given by: "text", "image", "video" or "audio".
+        wanted: What was asked for at last: "text", "image" or "none".
+        messages: The dialogue; paths of media are relative to the demo's folder.
+        truth: What the scene is, in words; "" where only the absence of media counts.
+        measured: What the judges looked at, such as "shape"; empty where only the absence of media counts.
+        right: Whether every reply was right.
+        seconds: How long the replies took.
+    """
+
+    title: str
+    source: str
+    wanted: str
+    messages: list[Message]
+    truth: str
+    measured: list[str]
+    right: bool
+    seconds: float
+
+
+@dataclass
+class StageReport:
+    """A finished stage.
+
+    Attributes:
+        name: The stage.
+        steps: Optimiser steps.
+        batch_size: Dialogues per step.
+        seconds: How long it took in all; encoding of media, validation and saving included.
+        trained: Names of the parts that trained.
+        metrics: (step, value) pairs by column of the log.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    seconds: float
+    trained: list[str]
+    metrics: dict[str, Points]
+
+
+@dataclass
+class PartReport:
+    """A part of a bridge.
+
+    Attributes:
+        name: Such as "inputs.image.projection".
+        parameters: Parameters that no earlier part of the list has.
+        trained_in: Stages that trained it; empty for frozen parts.
+        source: Where frozen weights come from.
+        licence: Of frozen weights.
+        sha256: Of the weights.
+    """
+
+    name: str
+    parameters: int
+    trained_in: list[str]
+    source: str = ""
+    licence: str = ""
+    sha256: str = ""
+
+
+@dataclass
+class Report:
+    """All that the page shows."""
+
+    bridge: str
+    loading_seconds: float
+    exchanges: list[Exchange]
+    parts: list[PartReport]
+    stages: list[StageReport] = field(default_factory=list)
+    table: list[dict[str, Any]] = field(default_factory=list)
+    again: list[Exchange] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=lambda: describe_environment())
+
+
+def describe_parts(bridge: Bridge, source: str | Path) -> list[PartReport]:
+    """List the parts of a saved bridge, trained ones first.
+
+    Args:
+        bridge: The bridge; a decoder's parameters count only once it has made something, since it loads late.
+        source: Where it was loaded from.
+    """
+    manifest = hub.read_json(find_bridge(source) / "manifest.json")
+    reports, counted = [], set()
+    for name, parameters in bridge.parts().items():
+        stages = [stage["stage"] for stage in manifest["lineage"] if name in stage["trained"]]
+        counted |= {id(value) for value in parameters.values()}
+        size = sum(value.numel() for value in parameters.values())
+        reports.append(PartReport(name, size, stages, sha256=manifest["parts"][name]["sha256"]))
+    for name, entry in manifest["frozen"].items():
+        fresh = {id(value): value.numel() for value in bridge.get_submodule(name).parameters() if id(value) not in counted}
+        counted |= fresh.keys()
+        weights = entry.get("source") or entry.get("weights") or ""
+        reports.append(
+            PartReport(name, sum(fresh.values()), [], str(weights), entry.get("licence") or "unknown", entry["sha256"] or "")
+        )
+    return reports
+
+
+def describe_stage(folder: Path, seconds: float) -> StageReport:
+    """Read what a finished run left in its folder.
+
+    Raises:
+        CheckpointError: The run is not finished.
+        DataError: Its log can't be read.
+    """
+    stage: Mapping[str, Any] = hub.read_json(folder / "bridge" / "manifest.json")["lineage"][-1]
+    run = stage["recipe"]["run"]
+    metrics: dict[str, Points] = dict(read_metrics(folder / "logs" / "metrics.csv"))
+    return StageReport(
+        stage["stage"], stage["steps"], run["batch_size"] * run["accumulate"], seconds, list(stage["trained"]), metrics
+    )
+
+
+def describe_environment(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Return versions and the machine, by name."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "mmbridge": __version__,
+        "Python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "computed on": device,
+    }

@@ -1,0 +1,195 @@
+"""The page from a bridge of random tiny parts that really trains, and ``mmbridge demo --no-train`` with the shipped one."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+import tiny
+
+from mmbridge import Bridge
+from mmbridge.cli.main import main
+from mmbridge.config import Recipe
+from mmbridge.demo import answer, train_stages
+from mmbridge.demo.page import build_page, write_page
+from mmbridge.demo.prompts import write_prompts
+from mmbridge.demo.report import Report, describe_parts
+from mmbridge.evaluation.any_to_any import evaluate
+from mmbridge.media import load
+from mmbridge.synthetic import CARRIES, parse
+from mmbridge.training.stages import STAGES
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """A page whose tags must be balanced, with what it refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.sources, self.links, self.ids, self.words = [], [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.sources += [values[name] for name in ("src", "srcset", "poster", "data") if name in values]
+        self.links += [values["href"]] if "href" in values else []
+        self.ids += [values["id"]] if "id" in values else []
+        if tag not in VOID and tag not in ("line", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "circle", "polyline"):
+            assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+            self.open.pop()
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def check_alone(text):
+    """Check that a page is valid and needs nothing beside itself."""
+    page = Page(text)
+    assert all(re.match(r"data:(image|audio|video)/[a-z0-9]+;base64,", source) for source in page.sources)
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL).group(1)
+    assert "url(" not in style and "@import" not in style
+    assert not re.search(r"https?://", text)
+    assert not {"script", "iframe", "object", "link"} & set(page.tags)
+    return page
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prompts")
+    return folder, write_prompts(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, parts):
+    """The folder of a demo and its report: three stages of a few steps each on random parts."""
+    out = tmp_path_factory.mktemp("demo")
+    data, held = tiny.colours_file(out / "data"), tiny.colours_file(out / "data", 6, seed=1)
+    recipes = [Recipe.from_dict(tiny.recipe(parts, data, held, stage=stage, steps=4, validate_every=2)) for stage in STAGES]
+    stages = list(train_stages(recipes, out))
+    folder = out / "runs" / stages[-1].name
+    bridge = Bridge.from_pretrained(folder)
+    chosen = [prompt for prompt in write_prompts(out / "media") if prompt.turns[0].source in ("text", "image")]
+    exchanges = list(answer(bridge, chosen, out, "replies/trained"))
+    table = evaluate(bridge, out / "evaluation", samples=2, splits=("unseen",), progress=False)
+    return out, Report("runs/x", 0.5, exchanges, describe_parts(bridge, folder), stages, table, exchanges[:2])
+
+
+def test_prompts_are_held_out_and_their_files_can_be_read(prompts):
+    folder, found = prompts
+    assert len(found) == 12
+    kinds = set()
+    for prompt in found:
+        for task in prompt.turns:
+            assert task.scene.split == "unseen" or task.wanted == "none"
+            for part in task.messages[0]["content"]:
+                if part["type"] != "text":
+                    kinds.add((folder / part["path"]).suffix)
+                    assert load(part["type"], folder / part["path"]).modality == part["type"]
+    assert kinds == {".png", ".jpg", ".mp4", ".gif", ".wav", ".mp3"}
+
+
+def test_what_is_asked_to_be_drawn_from_words_is_what_is_judged(prompts):
+    _, found = prompts
+    asked = [task for prompt in found for task in prompt.turns if (task.source, task.wanted) == ("text", "image")]
+    assert asked
+    for task in asked:
+        assert parse(task.messages[0]["content"][0]["text"], CARRIES["image"]) == task.scene.factors("image")
+
+
+def test_the_page_is_valid_and_needs_nothing_beside_itself(trained):
+    out, report = trained
+    page = check_alone(write_page(report, out).read_text(encoding="utf-8"))
+    for tag in ("img", "svg", "table"):
+        assert tag in page.tags
+    for section in ("answers", "training", "accuracy", "again", "parts", "environment"):
+        assert section in page.ids
+    for stage in STAGES:
+        assert stage.replace("_", " ").capitalize() in page.text
+
+
+def test_media_are_in_the_page_as_they_are_on_the_disk(trained):
+    out, report = trained
+    sources = check_alone(build_page(report, out)).sources
+    paths = [part["path"] for exchange in report.exchanges for message in exchange.messages for part in message["content"] if "path" in part]
+    assert any(path.startswith("media/") for path in paths)
+    held = [base64.b64decode(source.split(",", 1)[1]) for source in sources]
+    for path in paths:
+        assert (out / path).read_bytes() in held
+
+
+def test_sounds_and_videos_get_players(trained):
+    out, report = trained
+    given = [{"type": "audio", "path": "media/star.wav"}, {"type": "video", "path": "media/ring.mp4"}]
+    exchange = report.exchanges[0]
+    heard = type(exchange)(**{**vars(exchange), "messages": [{"role": "user", "content": given}]})
+    page = check_alone(build_page(Report("b", 1.0, [heard], report.parts), out))
+    assert "audio" in page.tags and "video" in page.tags
+    assert {source.split(";")[0] for source in page.sources} == {"data:audio/wav", "data:image/png", "data:video/mp4"}
+
+
+def test_words_are_escaped(trained):
+    out, report = trained
+    nasty = "<script>alert('x')</script>&amp;"
+    exchange = report.exchanges[0]
+    told = type(exchange)(
+        **{**vars(exchange), "title": nasty, "messages": [{"role": "assistant", "content": [{"type": "text", "text": nasty}]}]}
+    )
+    text = build_page(Report(nasty, 1.0, [told], report.parts), out)
+    assert "<script" not in text
+    assert check_alone(text).text.count(nasty) == 3
+
+
+def test_the_report_tells_what_trained_and_what_stayed_frozen(trained):
+    _, report = trained
+    parts = {part.name: part for part in report.parts}
+    assert parts["inputs.image.projection"].trained_in == ["encoder_alignment", "instruction_tuning"]
+    assert parts["outputs.image.rows"].trained_in == ["decoder_alignment", "instruction_tuning"]
+    assert parts["backbone.lora"].trained_in == ["instruction_tuning"]
+    frozen = {name for name, part in parts.items() if not part.trained_in}
+    assert frozen == {"backbone", "inputs.image.encoder", "outputs.image.decoder"}
+    assert all(part.parameters > 0 and len(part.sha256) == 64 for part in parts.values())
+
+
+def test_stages_follow_each_other_and_a_second_run_trains_nothing_again(trained, parts, capsys):
+    out, report = trained
+    assert [stage.name for stage in report.stages] == list(STAGES)
+    assert all(stage.steps == 4 and stage.seconds > 0 for stage in report.stages)
+    assert [step for step, _ in report.stages[0].metrics["val/loss/text"]] == [2, 4]
+    data = out / "data"
+    recipes = [
+        Recipe.from_dict(tiny.recipe(parts, data / "data-0.jsonl", data / "data-1.jsonl", stage=stage, steps=4, validate_every=2))
+        for stage in STAGES
+    ]
+    before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/bridge/manifest.json")}
+    again = list(train_stages(recipes, out))
+    assert [stage.metrics for stage in again] == [stage.metrics for stage in report.stages]
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(before) == 3
+    assert capsys.readouterr().out.count("finished already") == 3
+
+
+def test_the_shipped_bridge_answers_in_an_empty_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--no-train"]) == 0
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["index.html", "media", "replies"]
+    page = check_alone((tmp_path / "demo" / "index.html").read_text(encoding="utf-8"))
+    for tag in ("audio", "video", "img"):
+        assert tag in page.tags
+    assert page.text.count("✓ Right") >= 11
+    printed = capsys.readouterr().out
+    assert "12/12" in printed and "Paint what you hear." in printed
+    assert "\033[" not in printed, "no colours where nobody sees them"
