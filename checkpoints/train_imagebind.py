@@ -150,10 +150,10 @@ def probes(model: ImageBindModel, held: dict, kind: str = "pooled") -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1800)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--groups", type=int, nargs=3, default=[5000, 2500, 2500], help="pool sizes: image, video, audio")
-    parser.add_argument("--batch", type=int, nargs=3, default=[128, 64, 128])
+    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--groups", type=int, nargs=3, default=[4000, 1800, 1200], help="pool sizes: image, video, audio")
+    parser.add_argument("--batch", type=int, nargs=3, default=[96, 32, 64])
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -202,7 +202,7 @@ def main() -> None:
             loss = 0.5 * (F.cross_entropy(logits, same / same.sum(1, keepdim=True)) + F.cross_entropy(logits.T, same / same.sum(1, keepdim=True)))
             floor = same.sum(1).log().mean()
             total = total + loss
-            shown.append(f"{name} {float(loss - floor):.3f} top1 {float(same.gather(1, logits.argmax(1, keepdim=True)).mean()):.2f}")
+            shown.append(f"{name} {loss.item() - floor.item():.3f} top1 {same.gather(1, logits.argmax(1, keepdim=True)).mean().item():.2f}")
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -210,8 +210,8 @@ def main() -> None:
         schedule.step()
         average.update()
         if step % 50 == 0:
-            print(f"step {step} {' | '.join(shown)} scale {float(model.logit_scale('text')):.1f} {time.time() - started:.0f} s", flush=True)
-        if step % 600 == 599 or step == options.steps - 1:
+            print(f"step {step} {' | '.join(shown)} scale {model.logit_scale('text').item():.1f} {time.time() - started:.0f} s", flush=True)
+        if step % 275 == 274 or step == options.steps - 1:
             average.swap()
             print(json.dumps(probes(model, held)), flush=True)
             model.save_pretrained(options.out)

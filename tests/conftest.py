@@ -13,7 +13,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -45,6 +44,8 @@ def seeds() -> None:
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders of a tiny backbone, encoder and decoder; not to be changed."""
+    import tiny  # it loads transformers, which most tests do without
+
     return tiny.parts(tmp_path_factory.mktemp("parts"))
 
 

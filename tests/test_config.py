@@ -50,7 +50,7 @@ def test_saved_recipe_loads_as_the_same_recipe(file, tmp_path):
 
 
 def test_recipe_that_cannot_be_saved_leaves_nothing_behind(file, tmp_path):
-    with pytest.raises(ConfigError, match="can't be written .* give a folder that exists"):
+    with pytest.raises(ConfigError, match=r"can't be written .* give a folder that exists"):
         Recipe.load(file).save(tmp_path / "no" / "such" / "folder.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"]
 
@@ -106,10 +106,9 @@ def test_overriding_the_data_name_switches_back_to_the_world(file):
 
 
 def test_sections_that_share_an_anchor_are_overridden_one_by_one(file):
-    file.write_text(
-        RECIPE.replace("projection: {name: grouping, num_tokens: 4}}", "projection: &p {name: grouping, num_tokens: 4}}")
-        .replace("  outputs:", "    audio: {name: encoded, encoder: {name: imagebind, modality: audio}, projection: *p}\n  outputs:")
-    )  # fmt: skip
+    audio = "    audio: {name: encoded, encoder: {name: imagebind, modality: audio}, projection: *anchor}\n"
+    text = RECIPE.replace("{name: grouping,", "&anchor {name: grouping,").replace("  outputs:", audio + "  outputs:")
+    file.write_text(text)
     recipe = Recipe.load(file, ["bridge.inputs.image.projection.num_tokens=8"])
     tokens = {name: part.arguments["projection"].arguments["num_tokens"] for name, part in recipe.bridge.inputs.items()}
     assert tokens == {"image": 8, "audio": 4}
@@ -186,7 +185,10 @@ def test_file_that_is_no_text_is_refused(file):
     ("override", "message"),
     [
         ("bridge.backbone.name=casual_lm", r"bridge\.backbone: unknown backbone 'casual_lm'; did you mean 'causal_lm'"),
-        ("bridge.backbone.sauce=x", r"bridge\.backbone: backbone 'causal_lm' has no argument 'sauce'; did you mean 'so"),
+        (
+            "bridge.backbone.sauce=x",
+            r"bridge\.backbone: backbone 'causal_lm' has no argument 'sauce'; did you mean 'so",
+        ),
         ("bridge.backbone.lora={rnak: 3}", r"bridge\.backbone\.lora\.rnak is not a known key; did you mean 'rank'"),
         ("bridge.backbone.lora={rank: big}", r"bridge\.backbone\.lora\.rank is 'big', but must be a whole number"),
         (
@@ -205,7 +207,10 @@ def test_file_that_is_no_text_is_refused(file):
             "bridge.outputs.image.mode=shouted",
             r"bridge\.outputs\.image\.mode is 'shouted', which is not accepted",
         ),
-        ("bridge.inputs={image: {name: encoded}}", r"bridge\.inputs\.image: input 'encoded' needs the argument 'encoder'"),
+        (
+            "bridge.inputs={image: {name: encoded}}",
+            r"bridge\.inputs\.image: input 'encoded' needs the argument 'encoder'",
+        ),
         ("bridge.inputs={photo: {name: encoded}}", r"bridge\.inputs\.photo is not a known medium"),
         ("train=[]", r"train is empty, so nothing would be trained"),
         ("train=[outputs.*.rosw]", r"'outputs\.\*\.rosw', which matches no part of this bridge; did you mean .*rows"),

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mmbridge.errors import CheckpointError
 
 SHIPPED = "mmbridge/"
@@ -32,7 +34,7 @@ def package_folder(name: str) -> Path:
 def shipped_names() -> list[str]:
     """Return the sources that are shipped with the package, such as ``mmbridge/tiny-llama``."""
     folder = package_folder("checkpoints")
-    return sorted(SHIPPED + entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name.startswith("tiny"))
+    return sorted(SHIPPED + entry.name for entry in folder.glob("tiny*") if entry.is_dir())
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Path:
@@ -55,11 +57,12 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     if path.exists():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
-        raise CheckpointError(f"no file or folder at {text!r}; give a local path, a hub id (org/repo) or a shipped name.")
+        raise CheckpointError(f"no file or folder at {text!r}; give a path, a hub id (org/repo) or a shipped name.")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(text, revision=revision, ignore_patterns=["*.msgpack", "*.h5", "*.onnx", "*.ckpt"]))
+        ignored = ["*.msgpack", "*.h5", "*.onnx", "*.ckpt"]
+        return Path(snapshot_download(text, revision=revision, ignore_patterns=ignored))
     except Exception as error:  # every failure of the download has the same remedy
         raise CheckpointError(
             f"the weights {text!r} are neither a local folder nor in the hub cache and could not be downloaded "
@@ -115,19 +118,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: Writing failed, for example on a full disk; what stood at ``target`` before is untouched.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.draft-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
     try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
         yield draft
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
         if target.exists():
             target.rename(old)
         draft.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"could not save {target} ({error.strerror or error}); what was there before is unchanged.") from error
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"could not save {target} ({reason}); what was there before is unchanged.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -1,9 +1,10 @@
 """Chat messages to rendered pieces: the one schema that Python, JSONL data, the command line and the server share.
 
-A message is ``{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is it?"}]}``;
-content may also be a plain string. A medium is given by ``path`` or, from Python, by ``data`` (a loaded medium, an array, a PIL
-image, bytes). A medium of the assistant may carry the ``caption`` that a decoder is aligned to. Templates are Jinja
-files in ``templates/``; positions of media and of supervised text are tracked through rendering, never searched for afterwards.
+A message is ``{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "Why?"}]}``;
+content may also be a plain string. A medium is given by ``path`` or, from Python, by ``data`` (a loaded medium, an
+array, a PIL image, bytes). A medium of the assistant may carry the ``caption`` that a decoder is aligned to. Templates
+are Jinja files in ``templates/``; positions of media and of supervised text are tracked through rendering, never
+searched for afterwards.
 """
 
 import functools
@@ -94,7 +95,7 @@ def _part(value: Any, where: str) -> Part:
     if has_path and has_data:
         raise MessageError(f"{where} of type {kind!r} has both 'path' and 'data'; give one.")
     if not (has_path or has_data or value.get("caption") is not None):
-        raise MessageError(f"{where} of type {kind!r} has neither 'path' nor 'data'; give the file or the loaded medium.")
+        raise MessageError(f"{where} of type {kind!r} has neither 'path' nor 'data'; give the file or the medium.")
     if has_path and not isinstance(value["path"], str | Path):
         raise MessageError(f"{where} of type {kind!r} needs a file name as 'path', not {value['path']!r:.60}.")
     path = str(value["path"]) if has_path else None
@@ -155,13 +156,23 @@ def template_names() -> list[str]:
 
 @functools.lru_cache(maxsize=32)
 def _compile(template: str) -> Any:
+    from jinja2 import TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     if "{" not in template:
         if template not in template_names():
             raise ConfigError(f"unknown chat template {template!r}{suggest(template, template_names())}")
         template = (Path(__file__).parent / "templates" / f"{template}.jinja").read_text(encoding="utf-8")
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse  # templates of the Hugging Face dialect call it
+    try:
+        return environment.from_string(template)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}.") from None
+
+
+def _refuse(reason: str) -> None:
+    raise MessageError(f"the chat template refuses this dialogue: {reason}")
 
 
 def render(
@@ -179,7 +190,13 @@ def render(
 
     Returns:
         Text and media pieces in order; text pieces are never empty.
+
+    Raises:
+        ConfigError: The template is unknown, not valid, or leaves out or repeats what the messages hold.
+        MessageError: The template refuses the dialogue.
     """
+    from jinja2 import TemplateError
+
     media: list[MediumPiece] = []
     rendered = []
     for turn in turns:
@@ -198,7 +215,16 @@ def render(
         if turn.role == "assistant":
             content = _OPEN + content + _CLOSE
         rendered.append({"role": turn.role, "content": content})
-    text = _compile(template).render(messages=rendered, bos_token=bos, eos_token=eos, add_generation_prompt=reply)
+    compiled = _compile(template)
+    try:
+        text = compiled.render(messages=rendered, bos_token=bos, eos_token=eos, add_generation_prompt=reply)
+    except TemplateError as error:
+        raise ConfigError(f"the chat template fails on this dialogue ({error}); name a shipped one.") from None
+    if text.count(_MEDIUM) != len(media):
+        raise ConfigError(
+            f"the chat template shows {text.count(_MEDIUM)} media but the dialogue has {len(media)}; "
+            "a template must show every message once."
+        )
 
     pieces: list[Piece] = []
     current = TextPiece("")

@@ -31,7 +31,7 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 def _record_arguments(part: type) -> None:
-    """Make instances remember what they were built with, so that a bridge composed in Python can be saved as a recipe."""
+    """Make instances remember what they were built with, so that a bridge from Python can be saved as a recipe."""
     build = part.__init__  # type: ignore[misc]
     signature = inspect.signature(build)
 
@@ -44,6 +44,10 @@ def _record_arguments(part: type) -> None:
         build(self, *args, **kwargs)
 
     part.__init__ = record  # type: ignore[misc]
+
+
+def _origin(factory: Any) -> str:
+    return f"{factory.__module__}.{factory.__qualname__}"
 
 
 class Registry:
@@ -64,7 +68,10 @@ class Registry:
         found = {}
         for file in sorted(self.folder.glob("*.py")):
             for name in _DECORATOR.findall(file.read_text(encoding="utf-8")):
-                found[name] = f"mmbridge.{self.kind}s.{file.stem}"
+                module = f"mmbridge.{self.kind}s.{file.stem}"
+                if name in found:
+                    raise ConfigError(f"{self.kind} {name!r} is registered in {found[name]} and {module}; rename one.")
+                found[name] = module
         for entry in importlib.metadata.entry_points(group=f"mmbridge.{self.kind}s"):
             found.setdefault(entry.name, entry.module)
         return found
@@ -74,7 +81,7 @@ class Registry:
 
         Args:
             name: Registry name, snake case.
-            tiny: Arguments with which the contract tests build a small instance; None where a part can't be built alone.
+            tiny: Arguments with which contract tests build a small instance; None for a part that needs others.
 
         Raises:
             ConfigError: The name is taken by another factory.
@@ -82,8 +89,10 @@ class Registry:
 
         def decorate(factory: Any) -> Any:
             present = self._factories.get(name)
-            if present is not None and present.__qualname__ != factory.__qualname__:
-                raise ConfigError(f"{self.kind} {name!r} is registered twice: {present} and {factory}; rename one.")
+            if present is not None and _origin(present) != _origin(factory):
+                raise ConfigError(
+                    f"{self.kind} {name!r} is registered by {_origin(present)} and {_origin(factory)}; rename one."
+                )
             self._factories[name] = factory
             if tiny is not None:
                 self._tiny[name] = tiny
@@ -126,11 +135,13 @@ class Registry:
             ConfigError: An argument that the part does not take, or a missing one.
         """
         parameters = inspect.signature(self.get(name)).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for key in arguments:
-            if key not in parameters:
+            if key not in parameters and not takes_any:
                 raise ConfigError(f"{self.kind} {name!r} has no argument {key!r}{suggest(key, list(parameters))}")
         for key, parameter in parameters.items():
-            if parameter.default is parameter.empty and key not in arguments:
+            variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if parameter.default is parameter.empty and key not in arguments and not variadic:
                 raise ConfigError(f"{self.kind} {name!r} needs the argument {key!r}; add it.")
 
     def tiny(self, name: str) -> dict[str, Any] | None:

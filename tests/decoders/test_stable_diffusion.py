@@ -69,16 +69,26 @@ def test_components_are_loaded_when_they_are_first_used(shipped):
     assert {name for name, _ in decoder.named_children()} == {"text_encoder", "unet", "vae"}
 
 
-def test_the_plan_on_the_meta_device_takes_no_memory(shipped):
+def test_published_models_are_planned_on_the_meta_device_without_their_weights(shipped):
+    """Their configurations travel with the package, so nothing is downloaded."""
     with torch.device("meta"):
-        decoder = StableDiffusion(shipped)
-    assert decoder.spec == ConditionSpec(TOKENS, DIM)
+        published = StableDiffusion("stable-diffusion-v1-5/stable-diffusion-v1-5")
+        local = StableDiffusion(shipped)
+    assert (published.spec, published.resolution) == (ConditionSpec(77, 768), 512)
+    assert (local.spec, local.resolution) == (ConditionSpec(TOKENS, DIM), RESOLUTION)
 
 
 def test_defaults_come_from_the_folder_then_from_the_class_and_arguments_win(shipped, folder):
     (folder / "mmbridge.json").unlink()
     plain, given = StableDiffusion(folder), StableDiffusion(shipped, steps=7, guidance=0.0)
     assert [(decoder.steps, decoder.guidance) for decoder in (plain, given)] == [(50, 7.5), (7, 0.0)]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"steps": "many"}'])
+def test_defaults_that_make_no_sense_are_refused(folder, content):
+    (folder / "mmbridge.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"mmbridge\.json must hold an object such as .*steps"):
+        _ = StableDiffusion(folder).steps
 
 
 def test_the_licence_is_told_once_per_source(folder, caplog):
@@ -225,6 +235,7 @@ def test_the_empty_caption_is_encoded_once_and_never_without_guidance(parts):
     for seed in range(3):
         decoder.sample(condition, seed=seed)
     assert len(calls) == 1
+    assert parts["scheduler"].num_inference_steps is None, "sampling leaves no trace in the components"
 
 
 def test_the_text_encoder_does_not_stay_for_the_empty_caption_alone(shipped):

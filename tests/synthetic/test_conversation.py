@@ -112,7 +112,7 @@ def test_dialogues_describe_and_answer_what_the_medium_carries(modality):
 def test_the_language_is_small():
     rng = np.random.default_rng(0)
     texts = []
-    for _ in range(4000):
+    for _ in range(1500):
         scene = Scene.random(rng)
         texts += [caption(scene, modality, rng) for modality in CARRIES]
         texts += [describe_request(modality, rng) for modality in CARRIES]

@@ -82,9 +82,20 @@ class Folder:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The folder's own defaults, from its optional ``mmbridge.json``."""
+        """The folder's own defaults, from its optional ``mmbridge.json``.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
         file = self.path / "mmbridge.json"
-        return dict(hub.read_json(file)) if file.exists() else {}
+        settings = hub.read_json(file) if file.exists() else {}
+        if not isinstance(settings, dict) or not all(
+            isinstance(settings.get(key, 1), int | float) for key in ("steps", "guidance")
+        ):
+            raise CheckpointError(
+                f'{file} must hold an object such as {{"steps": 20, "guidance": 3.0, "licence": "MIT"}}.'
+            )
+        return settings
 
     @property
     def licence(self) -> str:

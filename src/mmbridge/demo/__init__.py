@@ -79,7 +79,7 @@ def answer(bridge: Bridge, prompts: Sequence[Prompt], out: Path, folder: str) ->
         for index, task in enumerate(prompt.turns, start=1):
             dialogue += with_root(task, str(out / "media"))
             asked = with_root(task, "media")
-            reply, taken = timed(lambda dialogue=dialogue: bridge.generate(dialogue))
+            reply, taken = timed(lambda dialogue=dialogue: bridge.generate(dialogue, max_new_tokens=48))
             place = f"{folder}/{number:02}-{index}"
             saved = reply.save(out / place)
             given = [{**part, "path": f"{place}/{part['path']}"} if "path" in part else part for part in saved["content"]]

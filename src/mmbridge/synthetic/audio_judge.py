@@ -71,8 +71,9 @@ def _spectrogram(samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.
     if len(samples) < 8 * length // 2:
         return np.zeros(0), np.zeros((0, 1)), 1.0
     frames = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float32), length)[:: length // 2]
-    spectrum = np.fft.rfft(frames * np.hanning(length).astype(np.float32), n=2 * length)
-    resolution = sample_rate / (2 * length)
+    padded = 2 ** int(np.ceil(np.log2(2 * length)))
+    spectrum = np.fft.rfft(frames * np.hanning(length).astype(np.float32), n=padded)
+    resolution = sample_rate / padded
     power = np.abs(spectrum[:, : int(7500 / resolution)]) ** 2
     power[:, : int(100 / resolution)] = 0  # no voice is that low; hum and offsets are
     time = (np.arange(len(frames)) * (length // 2) + length / 2) / sample_rate

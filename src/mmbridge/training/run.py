@@ -58,6 +58,7 @@ def train(
         CheckpointError: Weights are missing or altered, or saving failed; the last good checkpoint stays.
         SystemExit: With code 130 after Ctrl-C, when a checkpoint has been saved.
     """
+    recipe.validate()
     out = Path(out)
     finished = _claim(recipe, out, resume, overwrite)
     if finished is not None:

@@ -1,0 +1,35 @@
+"""Rebuild checkpoints/tiny: the shipped bridge, by the three shipped recipes, and its any-to-any table.
+
+    python checkpoints/train_bridge.py                      # about 8 minutes on two cores, then the table
+
+The frozen parts beside it must exist: train_llama.py, train_imagebind.py, train_stable_diffusion.py.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from mmbridge.config import Recipe
+from mmbridge.evaluation.any_to_any import evaluate, format_table
+from mmbridge.training.run import train
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/tiny"), help="folder of the three runs")
+    parser.add_argument("--samples", type=int, default=400, help="requests per cell of the table")
+    options = parser.parse_args()
+    parent = None
+    for stage in ("encoder_alignment", "decoder_alignment", "instruction_tuning"):
+        recipe = Recipe.load(f"tiny/{stage}", [] if parent is None else [f"parent={parent}"])
+        parent = train(recipe, options.runs / stage, resume=(options.runs / stage).exists(), cache=options.runs / "cache")
+    target = HERE / "tiny"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(parent, target)
+    print(format_table(evaluate(target, target, samples=options.samples)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""From samples to batches: frozen work once, and an order that depends on seed and step alone."""
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from mmbridge.bridge import Bridge
+from mmbridge.data.features import FeatureStore
+from mmbridge.data.loader import StepBatches, batch_indices, held_batches, prepare_all, step_seed
+from mmbridge.data.samples import JsonlData
+from mmbridge.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def bridge(parts):
+    torch.manual_seed(0)
+    return Bridge.from_config(tiny.bridge_config(parts))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return JsonlData(tiny.colours_file(tmp_path_factory.mktemp("data"), 10))
+
+
+@pytest.fixture(scope="module")
+def prepared(bridge, data):
+    return prepare_all(bridge, data, FeatureStore(None), progress=False)
+
+
+def same(first, second):
+    return (
+        torch.equal(first.ids, second.ids)
+        and first.seed == second.seed
+        and all(
+            torch.equal(one.content, two.content)
+            for name, spans in first.entering.items()
+            for one, two in zip(spans, second.entering[name], strict=True)
+        )
+    )
+
+
+def test_every_epoch_is_a_permutation_in_an_order_of_its_own():
+    places = [index for step in range(15) for index in batch_indices(10, 4, 0, step)]
+    epochs = [places[start : start + 10] for start in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_order_depends_on_the_seed_and_step_alone():
+    assert batch_indices(100, 8, 3, 17) == batch_indices(100, 8, 3, 17)
+    assert batch_indices(100, 8, 3, 17) != batch_indices(100, 8, 4, 17)
+    assert batch_indices(3, 8, 0, 0) == batch_indices(3, 8, 0, 0)[:8]
+    assert len({step_seed(seed, step) for seed in range(40) for step in range(40)}) == 1600
+
+
+def test_a_later_start_gives_the_same_batches(prepared):
+    whole = iter(StepBatches(prepared, 4, seed=5))
+    batches = [next(whole) for _ in range(6)]
+    later = iter(StepBatches(prepared, 4, seed=5, start=4))
+    assert all(same(one, next(later)) for one in batches[4:])
+    assert len({batch.seed for batch in batches}) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_keeps_the_order_for_any_number_of_workers(prepared, workers):
+    batches = StepBatches(prepared, 4, seed=5, start=2)
+    loaded = iter(batches.loader(workers))
+    assert all(same(next(loaded), batches.batch(step)) for step in range(2, 6))
+
+
+def test_held_batches_hold_every_sample_once_in_order(prepared):
+    held = list(held_batches(prepared, 4))
+    assert [len(batch.ids) for batch in held] == [4, 4, 2]
+    assert all(same(one, two) for one, two in zip(held, held_batches(prepared, 4), strict=True))
+
+
+def test_frozen_work_is_done_once_and_then_only_read(bridge, data, prepared, tmp_path, monkeypatch):
+    first = prepare_all(bridge, data, FeatureStore(tmp_path / "cache"), progress=False)
+
+    def refuse(*_):
+        raise AssertionError("frozen work was done again")
+
+    monkeypatch.setattr(bridge.inputs["image"].encoder, "forward", refuse)
+    monkeypatch.setattr(bridge.outputs["image"].decoder, "encode", refuse)
+    store = FeatureStore(tmp_path / "cache")
+    again = prepare_all(bridge, data, store, progress=False)
+    assert not store.computed
+    for one, two, three in zip(held_batches(first, 4), held_batches(again, 4), held_batches(prepared, 4), strict=True):
+        assert same(one, two)
+        assert same(one, three)
+
+
+def test_progress_counts_what_is_encoded(bridge, data, capsys):
+    prepare_all(bridge, data, FeatureStore(None), label="my scans")
+    shown = capsys.readouterr().err
+    assert "encoding my scans" in shown
+    assert "10/10" in shown
+
+
+def lines(tmp_path, *dialogues):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in dialogues))
+    return JsonlData(path)
+
+
+def ask(text, *reply):
+    return [{"role": "user", "content": text}, *({"role": "assistant", "content": part} for part in reply)]
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "words"),
+    [
+        (ask("word " * 400, "yes"), "positions but the backbone's context holds 128"),
+        (ask("Hello?"), "the assistant says nothing"),
+        (ask("Draw.", [{"type": "image", "path": "a.png"}]), "has no 'caption'"),
+        (ask("Sing.", [{"type": "audio", "path": "a.png", "caption": "la"}]), "can't make media of type 'audio'"),
+    ],
+)
+def test_dialogues_that_cannot_train_are_named(bridge, tmp_path, dialogue, words):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    data = lines(tmp_path, ask("Hi", "Hello"), ask("Hi", "Hello"), dialogue)
+    with pytest.raises(DataError) as error:
+        prepare_all(bridge, data, FeatureStore(None), progress=False)
+    assert f"{tmp_path / 'data.jsonl'}:3: " in str(error.value)
+    assert words in str(error.value)
+
+
+def test_a_damaged_picture_is_named(bridge, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    data = lines(tmp_path, ask([{"type": "image", "path": "a.png"}], "It is red."))
+    with pytest.raises(DataError, match=r"data\.jsonl:1: .*a\.png.* damaged"):
+        prepare_all(bridge, data, FeatureStore(None), progress=False)
+
+
+def test_large_data_is_read_again_from_the_store(bridge, data, prepared, monkeypatch):
+    import mmbridge.data.loader as loader
+
+    monkeypatch.setattr(loader, "_KEPT", 5)
+    lean = prepare_all(bridge, data, FeatureStore(None), progress=False)
+    assert all(same(one, two) for one, two in zip(held_batches(lean, 4), held_batches(prepared, 4), strict=True))

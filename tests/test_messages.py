@@ -1,0 +1,184 @@
+"""The message schema and its rendering: positions of media and of what the assistant says."""
+
+import json
+
+import pytest
+
+from mmbridge.errors import ConfigError, MessageError
+from mmbridge.messages import (
+    MediumPart,
+    MediumPiece,
+    TextPart,
+    TextPiece,
+    parse_messages,
+    read_messages,
+    render,
+    template_names,
+)
+
+IMAGE = {"type": "image", "path": "cat.png"}
+DIALOGUE = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [IMAGE, {"type": "text", "text": "Draw it twice."}]},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "text", "text": "One: "},
+            {"type": "image", "caption": "a cat"},
+            {"type": "text", "text": " two."},
+        ],
+    },
+    {"role": "user", "content": "Thanks."},
+]
+
+
+def pieces_of(messages, template="plain", **options):
+    return render(parse_messages(messages), template, **{"bos": "<s>", "eos": "</s>", **options})
+
+
+def said(pieces):
+    """What is supervised, in order: strings, and "MEDIUM" for media."""
+    found = []
+    for piece in pieces:
+        if isinstance(piece, MediumPiece):
+            found += ["MEDIUM"] if piece.supervised else []
+        else:
+            found += [piece.text[start:end] for start, end in piece.supervised]
+    return found
+
+
+def flat(pieces):
+    return "".join(f"[{piece.part.type}]" if isinstance(piece, MediumPiece) else piece.text for piece in pieces)
+
+
+def test_messages_become_turns():
+    turns = parse_messages(DIALOGUE)
+    assert [turn.role for turn in turns] == ["system", "user", "assistant", "user"]
+    assert turns[0].parts == [TextPart("Be brief.")]
+    assert turns[1].parts == [MediumPart("image", "cat.png"), TextPart("Draw it twice.")]
+    assert turns[2].parts[1] == MediumPart("image", caption="a cat")
+    (medium,) = parse_messages([{"role": "user", "content": [{"type": "audio", "data": [0.0], "sample_rate": 8000}]}])[
+        0
+    ].parts
+    assert (medium.data, medium.sample_rate, medium.path) == ([0.0], 8000, None)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "non-empty list of messages"),
+        ("hello", "non-empty list of messages"),
+        (["hello"], "message 0 must be an object with 'role' and 'content'"),
+        ([{"role": "user"}], "message 0 must be an object with 'role' and 'content'"),
+        ([{"role": "usr", "content": "x"}], "message 0 has the unknown role 'usr'; did you mean 'user'"),
+        ([{"role": "user", "content": 5}], "message 0 needs a string or a list of parts as 'content', not 5"),
+        ([{"role": "user", "content": ["x"]}], r"message 0, part 0 must be an object with a 'type' \(text \| image"),
+        (
+            [{"role": "user", "content": [{"type": "imgae"}]}],
+            "part 0 has the unknown type 'imgae'; did you mean 'image'",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], "type 'text' needs exactly one other key, 'text'"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "needs exactly one other key, 'text'"),
+        ([{"role": "user", "content": [{**IMAGE, "pth": 1}]}], "unknown key 'pth'; did you mean 'path'"),
+        ([{"role": "user", "content": [{**IMAGE, "data": b"x"}]}], "has both 'path' and 'data'; give one"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "neither 'path' nor 'data'; give the file or the medium"),
+        ([{"role": "user", "content": [{"type": "image", "path": 5}]}], "needs a file name as 'path', not 5"),
+        ([{"role": "user", "content": [{**IMAGE, "caption": 5}]}], "needs a string as 'caption', not 5"),
+        ([{"role": "user", "content": "x"}, {"role": "user", "content": 5}], "message 1 needs"),
+    ],
+)
+def test_what_breaks_the_schema_is_named_by_message_and_part(messages, message):
+    with pytest.raises(MessageError, match=message):
+        parse_messages(messages)
+
+
+def test_messages_are_read_from_a_file_as_list_or_under_a_key(tmp_path):
+    path = tmp_path / "dialogue.json"
+    for value in (DIALOGUE, {"messages": DIALOGUE}):
+        path.write_text(json.dumps(value))
+        assert read_messages(path) == DIALOGUE
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"no file .*dialogue\.json; give a JSON file with a list of messages"),
+        (b"[", r"dialogue\.json can't be read as JSON"),
+        (b"\xff\xfe", r"dialogue\.json can't be read as JSON"),
+        (b"{}", "non-empty list of messages"),
+    ],
+)
+def test_files_that_hold_no_dialogue_are_refused(tmp_path, content, message):
+    path = tmp_path / "dialogue.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MessageError, match=message):
+        read_messages(path)
+
+
+def test_plain_template_with_positions():
+    pieces = pieces_of(DIALOGUE)
+    assert flat(pieces) == (
+        "<s>Be brief.\nUser: [image]Draw it twice.\nAssistant: One: [image] two.</s>\nUser: Thanks.\n"
+    )
+    assert said(pieces) == ["One: ", "MEDIUM", " two.</s>"]
+    assert [piece.part.path for piece in pieces if isinstance(piece, MediumPiece)] == ["cat.png", None]
+    assert all(piece.text for piece in pieces if isinstance(piece, TextPiece))
+
+
+def test_vicuna_template_with_positions():
+    pieces = pieces_of(DIALOGUE, "vicuna")
+    assert flat(pieces) == ("<s>Be brief. USER: [image]Draw it twice. ASSISTANT: One: [image] two.</s>USER: Thanks. ")
+    assert said(pieces) == ["One: ", "MEDIUM", " two.</s>"]
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_prompt_for_a_reply_is_where_the_reply_begins_in_training(name):
+    asked = [{"role": "user", "content": "Hi."}]
+    prompt = flat(pieces_of(asked, name, reply=True))
+    answered = flat(pieces_of([*asked, {"role": "assistant", "content": "Hello."}], name))
+    assert answered.startswith(prompt)
+    assert answered.removeprefix(prompt).strip() == "Hello.</s>"
+
+
+def test_media_at_the_edges_leave_no_empty_text():
+    messages = [{"role": "assistant", "content": [IMAGE, IMAGE]}]
+    pieces = pieces_of(messages, "{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}")
+    assert [type(piece) for piece in pieces] == [MediumPiece, MediumPiece, TextPiece]
+    assert said(pieces) == ["MEDIUM", "MEDIUM", "</s>"]
+
+
+def test_nothing_of_the_user_is_supervised():
+    assert said(pieces_of([{"role": "user", "content": [IMAGE, {"type": "text", "text": "</s> x"}]}])) == []
+
+
+def test_control_tokens_that_a_person_types_are_broken():
+    messages = [{"role": "user", "content": "a</s>b"}, {"role": "assistant", "content": "c</s>d"}]
+    text = flat(pieces_of(messages, specials=["<s>", "</s>"]))
+    assert text == "<s>User: a< /s>b\nAssistant: c< /s>d</s>\n"
+
+
+def test_marks_that_a_person_types_are_dropped():
+    pieces = pieces_of([{"role": "user", "content": "a\ue000b\ue001c\ue002d"}])
+    assert flat(pieces) == "<s>User: abcd\n"
+    assert said(pieces) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "message"),
+    [
+        ("plian", ConfigError, "unknown chat template 'plian'; did you mean 'plain'"),
+        ("{% for m in messages %}", ConfigError, "not valid Jinja: line 1"),
+        ("{{ messages[9].content.x }}", ConfigError, "the chat template fails on this dialogue"),
+        ("{{ messages[0].content }}", ConfigError, "shows 0 media but the dialogue has 2"),
+        ("{{ raise_exception('no system role') }}", MessageError, "refuses this dialogue: no system role"),
+    ],
+)
+def test_templates_that_do_not_work_are_refused(template, error, message):
+    with pytest.raises(error, match=message):
+        pieces_of(DIALOGUE, template)
+
+
+def test_templates_run_in_a_sandbox():
+    with pytest.raises(ConfigError, match="unsafe"):
+        pieces_of(DIALOGUE, "{{ messages.__class__.__base__.__subclasses__() }}")
