@@ -3,7 +3,8 @@
     python checkpoints/train_imagebind.py                   # about 35 minutes on one core
 
 Each medium is pulled to a caption of what it carries and pushed from the others of its batch; media with the same
-factors count as positives (arXiv 2004.11362). Batches hold groups of scenes that differ in one factor, the hard
+factors count as positives (arXiv 2004.11362). Linear read-outs of single factors, shared by all media and thrown away
+afterwards, help the contrastive loss along: alone it lives on the easiest factors for long. Batches hold groups of scenes that differ in one factor, the hard
 negatives that make every factor worth encoding. Part of the media is re-compressed, resized or made noisy, as files in the wild are.
 """
 
@@ -109,6 +110,31 @@ def make_pool(modality: str, groups: int, seed: int, config: ImageBindConfig, wo
 
 
 @torch.no_grad()
+def place_positions(model: ImageBindModel) -> None:
+    """Start the position embeddings of both media towers from sines over rows and columns, as large as the patches.
+
+    At the small random start that large models can afford, a model of this size takes thousands of steps to notice where
+    anything is.
+    """
+    for tower in ("vision", "audio"):
+        stem = model.modality_preprocessors[tower]
+        embedding = stem.pos_embedding_helper.pos_embed  # (1, 1 + T, D)
+        _, height, width = (stem.shapes[0][0], *(size // 16 if tower == "audio" else size // 8 for size in stem.shapes[0][1:]))
+        quarter = embedding.shape[-1] // 4
+        rates = torch.pi * torch.arange(1, quarter + 1) / quarter * 4
+        rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+        angles = [coordinate.flatten()[:, None] * rates for coordinate in (rows, columns)]
+        embedding[0, 1:] = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+def both(model: ImageBindModel, tower: str, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pooled embedding and the mean patch token (B, D) of media (B, S, ...) in one pass, means over clips S."""
+    hidden = model.modality_trunks[tower](model.modality_preprocessors[tower](raw.flatten(0, 1)))
+    tokens = F.normalize(model.modality_heads[tower](hidden), dim=-1).unflatten(0, raw.shape[:2])  # (B, S, T, D)
+    return tokens[:, :, 0].mean(1), tokens[:, :, 1:].mean((1, 2))
+
+
+@torch.no_grad()
 def embed(model: ImageBindModel, modality: str, raw: torch.Tensor, kind: str = "pooled") -> torch.Tensor:
     model.eval()
     made = []
@@ -150,11 +176,10 @@ def probes(model: ImageBindModel, held: dict, kind: str = "pooled") -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--groups", type=int, nargs=3, default=[4000, 1800, 1200], help="pool sizes: image, video, audio")
     parser.add_argument("--batch", type=int, nargs=3, default=[96, 32, 64])
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
@@ -178,7 +203,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = ImageBindModel(config, tokenizer=options.out / "tokenizer.json")
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    place_positions(model)
+    readouts = torch.nn.ModuleDict({name: torch.nn.Linear(config.embed_dim, len(values)) for name, values in FACTORS.items()})
+    trained = [p for p in (*model.parameters(), *readouts.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
     average = Average(model, decay=0.995)
@@ -193,15 +220,19 @@ def main() -> None:
             rows = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
             chosen = [scenes[row] for row in rows]
             words = [caption(scene, name, None if rng.random() < 0.4 else rng) for scene in chosen]
-            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-                z = model.embed(name, raw[torch.from_numpy(rows)].float())
-                t = model.embed("text", model.tokenize(words))
-            logits = model.logit_scale("text") * F.normalize(z.float(), dim=-1) @ t.float().T
+            media = raw[torch.from_numpy(rows)].float()
+            z, patches = both(model, "audio" if name == "audio" else "vision", media.unsqueeze(1) if name == "image" else media)
+            t = model.embed("text", model.tokenize(words))
+            logits = model.logit_scale("text") * F.normalize(z, dim=-1) @ t.T
             keys = torch.tensor([[scene.indices[factor] for factor in CARRIES[name]] for scene in chosen])
             same = (keys[:, None] == keys[None]).all(-1).float()
             loss = 0.5 * (F.cross_entropy(logits, same / same.sum(1, keepdim=True)) + F.cross_entropy(logits.T, same / same.sum(1, keepdim=True)))
             floor = same.sum(1).log().mean()
             total = total + loss
+            for factor in CARRIES[name]:
+                wanted = torch.tensor([scene.indices[factor] for scene in chosen])
+                for read in (z, patches):
+                    total = total + 0.5 * F.cross_entropy(10 * readouts[factor](read), wanted)
             shown.append(f"{name} {loss.item() - floor.item():.3f} top1 {same.gather(1, logits.argmax(1, keepdim=True)).mean().item():.2f}")
         optimizer.zero_grad()
         total.backward()
@@ -211,7 +242,7 @@ def main() -> None:
         average.update()
         if step % 50 == 0:
             print(f"step {step} {' | '.join(shown)} scale {model.logit_scale('text').item():.1f} {time.time() - started:.0f} s", flush=True)
-        if step % 275 == 274 or step == options.steps - 1:
+        if step % 250 == 249 or step == options.steps - 1:
             average.swap()
             print(json.dumps(probes(model, held)), flush=True)
             model.save_pretrained(options.out)

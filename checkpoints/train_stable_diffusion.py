@@ -23,7 +23,7 @@ from mmbridge.synthetic import CARRIES, Scene, caption, render_image
 from mmbridge.synthetic.judges import judge_image
 
 HERE = Path(__file__).parent
-TOKENS, STEPS, GUIDANCE, LATENTS = 20, 20, 3.0, 4
+TOKENS, STEPS, GUIDANCE, LATENTS = 20, 20, 3.0, 8
 
 
 def pictures(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[Scene]]:
@@ -64,9 +64,12 @@ def train_vae(options: argparse.Namespace) -> None:
         vae.quant_conv.bias[LATENTS:] -= 5
     if options.start:
         vae = AutoencoderKL.from_pretrained(options.start / "vae").to(memory_format=torch.channels_last)
+        # The UNet has been trained, or is being trained, on the latents as they are.
+        vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
     print(f"VAE {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
     rng = np.random.default_rng(options.seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr or 2e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=options.lr or 2e-3, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 50))
     average = Average(vae, decay=0.995)
     started = time.time()
@@ -89,12 +92,13 @@ def train_vae(options: argparse.Namespace) -> None:
         average.update()
         if step % 50 == 0:
             print(f"step {step} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
-        if step % 200 == 199 or step == options.steps - 1:
+        if step % 300 == 299 or step == options.steps - 1:
             average.swap()
             with torch.no_grad():
                 images, scenes = pictures(np.random.default_rng(7), 256)
                 latents = vae.encode(images).latent_dist.mean
-                vae.register_to_config(scaling_factor=float(1 / latents.std()))
+                if not options.start:
+                    vae.register_to_config(scaling_factor=float(1 / latents.std()))
                 print(judged(to_pixels(vae.decode(latents).sample), scenes), float(latents.std()), flush=True)
             vae.save_pretrained(options.out / "vae")
             average.swap()
@@ -198,7 +202,7 @@ def train_unet(options: argparse.Namespace) -> None:
         average.update()
         if step % 100 == 0:
             print(f"step {step} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
-        if (step % 1000 == 999) or step == options.steps - 1:
+        if (step % 800 == 799) or step == options.steps - 1:
             average.swap()
             unet.eval(), text.eval()
             print(step, measure(pipe, 100, 11)[0], flush=True)
@@ -229,7 +233,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--images", type=int, default=24000)
     parser.add_argument("--lr", type=float)
-    parser.add_argument("--start", type=Path, help="go on from the VAE in this folder")
+    parser.add_argument("--start", type=Path, help="go on from the VAE in this folder, with its decoder alone")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -124,7 +124,7 @@ class Decoding:
         before = self.mask
         hidden = self.read(filled, real, full=whole)
         if not keep:
-            self.cache.crop(before.shape[1])
+            self.cache.crop(-chunk)
             self.mask = before
             return hidden[index]
         if len(rows):

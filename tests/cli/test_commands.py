@@ -74,11 +74,23 @@ def test_train_writes_a_bridge_to_the_folder_of_the_recipe_name(recipe, tmp_path
     assert Bridge.from_pretrained("runs/colours").lineage[0]["steps"] == 2
 
 
-def test_evaluate_prints_the_table_that_it_writes(bridge, tmp_path, capsys):
-    assert main(["evaluate", bridge, "--out", str(tmp_path), "--samples", "1", "--seed", "2"]) == 0
-    rows = json.loads((tmp_path / "any_to_any.json").read_text())
+def test_evaluate_prints_the_table_that_it_writes(parts, tmp_path, capsys):
+    Bridge.from_config(tiny.bridge_config(parts, out=False)).save_pretrained(tmp_path / "reader")
+    arguments = [
+        "evaluate",
+        str(tmp_path / "reader"),
+        "--out",
+        str(tmp_path / "table"),
+        "--samples",
+        "1",
+        "--seed",
+        "2",
+    ]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "table" / "any_to_any.json").read_text())
     assert set(rows[0]) == {"in", "out", "split", "accuracy", "low", "high", "bound", "n"}
-    assert {(tuple(row["in"]), row["out"]) for row in rows} >= {(("image",), "text"), (("text",), "image")}
+    assert {(tuple(row["in"]), row["out"]) for row in rows} >= {(("image",), "text"), (("text",), "none")}
+    assert {row["n"] for row in rows} == {1}
     printed = capsys.readouterr().out
     assert printed.count("unseen") == sum(row["split"] == "unseen" for row in rows) > 0
 

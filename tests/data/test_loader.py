@@ -92,11 +92,11 @@ def test_frozen_work_is_done_once_and_then_only_read(bridge, data, prepared, tmp
         assert same(one, three)
 
 
-def test_progress_counts_what_is_encoded(bridge, data, capsys):
+def test_progress_is_shown_unless_unwanted(bridge, data, capsys):
     prepare_all(bridge, data, FeatureStore(None), label="my scans")
-    shown = capsys.readouterr().err
-    assert "encoding my scans" in shown
-    assert "10/10" in shown
+    assert "encoding my scans:   0%|          | 0/10" in capsys.readouterr().err
+    prepare_all(bridge, data, FeatureStore(None), progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def lines(tmp_path, *dialogues):

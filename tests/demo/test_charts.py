@@ -1,4 +1,6 @@
+import itertools
 import math
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -62,16 +64,17 @@ def test_a_curve_of_many_points_is_drawn_raw_and_smoothed():
     names = [name for name, _ in shapes.lines]
     assert names == ["curve-0 raw", "curve-0", "curve-1"]
     assert shapes.circles == ["curve-1"] * 2
-    raw, smooth = shapes.lines[0][1], shapes.lines[1][1]
-    assert max(y for _, y in smooth[20:-20]) - min(y for _, y in smooth[20:-20]) < (max(y for _, y in raw) - min(y for _, y in raw)) / 5
+    raw, smooth = ([y for _, y in points[20:-20]] for _, points in shapes.lines[:2])
+    assert max(smooth) - min(smooth) < (max(raw) - min(raw)) / 5
     assert "0.900" in shapes.words
 
 
 def test_labels_are_escaped_and_do_not_cover_each_other():
     drawing = line_chart({"a": [(1, 0.5)], "b": [(1, 0.5)], "c": [(1, 0.499)]}, '<b>"what"</b>', 1, top=1.0)
     assert "<b>" not in drawing
-    heights = [float(part.split('"')[0]) for part in str(drawing).split('class="end')[1:] for part in [part.split(' y="')[1]]]
-    assert min(abs(a - b) for index, a in enumerate(heights) for b in heights[:index]) >= 11
+    heights = [float(found) for found in re.findall(r'class="end[^>]* y="([\d.]+)"', drawing)]
+    assert len(heights) == 3
+    assert all(b - a >= 11 for a, b in itertools.pairwise(sorted(heights)))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 800), (3, 4), (0, 1e-3), (-2, 7), (0, 12345)])
@@ -79,7 +82,7 @@ def test_ticks_are_few_inside_and_evenly_spaced(low, high):
     found = ticks(low, high)
     assert 2 <= len(found) <= 5
     assert low <= found[0] and found[-1] <= high
-    assert len({round(b - a, 9) for a, b in zip(found, found[1:], strict=False)}) == 1
+    assert len({round(b - a, 9) for a, b in itertools.pairwise(found)}) == 1
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.01, 3), (0.4, 0.6), (1e-6, 10), (0.9, 11)])

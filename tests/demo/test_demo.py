@@ -1,4 +1,4 @@
-"""The page from a bridge of random tiny parts that really trains, and ``mmbridge demo --no-train`` with the shipped one."""
+"""The page of a bridge of random tiny parts that really trains, and ``mmbridge demo --no-train``."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from mmbridge.config import Recipe
 from mmbridge.demo import answer, train_stages
 from mmbridge.demo.page import build_page, write_page
 from mmbridge.demo.prompts import write_prompts
-from mmbridge.demo.report import Report, describe_parts
+from mmbridge.demo.report import Exchange, Report, describe_parts
 from mmbridge.evaluation.any_to_any import evaluate
 from mmbridge.media import load
 from mmbridge.synthetic import CARRIES, parse
@@ -102,7 +102,7 @@ def trained(tmp_path_factory, parts):
     written = write_prompts(out / "media")
     exchanges = list(answer(bridge, [written[0], written[6]], out, "replies/trained"))
     table = evaluate(bridge, out / "evaluation", samples=1, splits=("unseen",), progress=False)
-    return out, Report("runs/x", 0.5, exchanges, describe_parts(bridge, folder), stages, table, exchanges[:1])
+    return out, Report("a", 0.5, exchanges, describe_parts(bridge, folder), table, "ours", stages, exchanges[:1])
 
 
 def test_prompts_are_held_out_and_their_files_can_be_read(prompts):
@@ -141,7 +141,8 @@ def test_the_page_is_valid_and_needs_nothing_beside_itself(trained):
 def test_media_are_in_the_page_as_they_are_on_the_disk(trained):
     out, report = trained
     sources = check_alone(build_page(report, out)).sources
-    paths = [part["path"] for exchange in report.exchanges for message in exchange.messages for part in message["content"] if "path" in part]
+    messages = [message for exchange in report.exchanges for message in exchange.messages]
+    paths = [part["path"] for message in messages for part in message["content"] if "path" in part]
     assert any(path.startswith("media/") for path in paths)
     held = [base64.b64decode(source.split(",", 1)[1]) for source in sources]
     for path in paths:
@@ -152,8 +153,8 @@ def test_sounds_and_videos_get_players(trained):
     out, report = trained
     given = [{"type": "audio", "path": "media/star.wav"}, {"type": "video", "path": "media/ring.mp4"}]
     exchange = report.exchanges[0]
-    heard = type(exchange)(**{**vars(exchange), "messages": [{"role": "user", "content": given}]})
-    page = check_alone(build_page(Report("b", 1.0, [heard], report.parts), out))
+    heard = Exchange(**{**vars(exchange), "messages": [{"role": "user", "content": given}]})
+    page = check_alone(build_page(Report("b", 1.0, [heard], report.parts, report.table), out))
     assert "audio" in page.tags and "video" in page.tags
     assert {source.split(";")[0] for source in page.sources} == {"data:audio/wav", "data:image/png", "data:video/mp4"}
 
@@ -162,10 +163,14 @@ def test_words_are_escaped(trained):
     out, report = trained
     nasty = "<script>alert('x')</script>&amp;"
     exchange = report.exchanges[0]
-    told = type(exchange)(
-        **{**vars(exchange), "title": nasty, "messages": [{"role": "assistant", "content": [{"type": "text", "text": nasty}]}]}
+    told = Exchange(
+        **{
+            **vars(exchange),
+            "title": nasty,
+            "messages": [{"role": "user", "content": [{"type": "text", "text": nasty}]}],
+        }
     )
-    text = build_page(Report(nasty, 1.0, [told], report.parts), out)
+    text = build_page(Report(nasty, 1.0, [told], report.parts, report.table), out)
     assert "<script" not in text
     assert check_alone(text).text.count(nasty) == 3
 

@@ -289,6 +289,14 @@ def test_files_that_hold_no_usable_sound(tmp_path):
         Audio.load(tmp_path / "mute.webm")
 
 
+def test_an_ogg_with_a_damaged_page_is_refused():
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 80_000)
+    data = bytearray(encode(noise, 16000, "OGG"))
+    data[len(data) // 3] ^= 0x55  # the page no longer agrees with its checksum, and libsndfile leaves it out
+    with pytest.raises(MediaError, match=r"damaged or truncated OGG file \(it holds \d+ of 80000 samples\); export"):
+        Audio.load(bytes(data))
+
+
 def test_a_wav_from_a_pipe_has_no_length():
     data = bytearray(encode(chord(), 16000))
     data[4:8] = struct.pack("<I", 0xFFFFFFFF)

@@ -1,6 +1,7 @@
 """Videos: every kind of file, array and tensor that is read, preparation, and every error."""
 
 import struct
+from fractions import Fraction
 from io import BytesIO
 
 import av
@@ -41,14 +42,14 @@ def gif(frames: torch.Tensor, milliseconds: list[int]) -> bytes:
     return buffer.getvalue()
 
 
-def mux(kind: str, codec: str, times: list[int], sound: str | None = None) -> bytes:
-    """Encode one shade for each time (in milliseconds), and declare a sound track without any sound."""
+def mux(kind: str, codec: str, times: list[int], sound: str | None = None, samples: int = 0) -> bytes:
+    """Encode one shade for each time (in milliseconds), and a sound track of so many samples."""
     buffer = BytesIO()
     with av.open(buffer, "w", format=kind) as container:
         stream = container.add_stream(codec, 1000, {"crf": "5", "b": "0"})
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
         if sound:
-            container.add_stream(sound, 48000)
+            track = container.add_stream(sound, 48000, layout="mono")
         container.start_encoding()
         for frame, time in zip(shades(len(times), 32, 32), times, strict=True):
             picture = av.VideoFrame.from_ndarray(frame.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
@@ -56,6 +57,11 @@ def mux(kind: str, codec: str, times: list[int], sound: str | None = None) -> by
             container.mux(stream.encode(picture))
         if times:
             container.mux(stream.encode())
+        if samples:
+            wave = av.AudioFrame.from_ndarray(np.zeros((1, samples), np.float32), "fltp", "mono")
+            wave.sample_rate = 48000
+            container.mux(track.encode(wave))
+            container.mux(track.encode())
     return buffer.getvalue()
 
 
@@ -260,11 +266,15 @@ def test_files_that_hold_no_usable_video(tmp_path):
         Video.load(tmp_path / "sound.wav")
     with av.open(tmp_path / "sound.mp4", "w") as container:
         stream = container.add_stream("aac", 8000, layout="mono")
-        container.mux(stream.encode(av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(MediaError, match=r"sound.mp4' has no video track; load it as audio, or choose another file"):
         Video.load(tmp_path / "sound.mp4")
     with pytest.raises(MediaError, match=r"the \d+ bytes given is a video without frames; choose another file"):
+        Video.load(mux("webm", "libvpx-vp9", [], sound="libopus", samples=4800))
+    with pytest.raises(MediaError, match=r"damaged or truncated WebM file \(End of file\)"):
         Video.load(mux("webm", "libvpx-vp9", []))
     with pytest.raises(MediaError, match=r"damaged or truncated MP4 file \(it holds neither pictures nor sound\)"):
         Video.load(mux("mp4", "libx264", []))
@@ -276,6 +286,39 @@ def test_files_that_hold_no_usable_video(tmp_path):
         Video.load(data.replace(b"avc1", b"xyz1"))
     with pytest.raises(MediaError, match=r"damaged or truncated MP4 file \(none of its frames can be decoded\)"):
         Video.load(data.replace(b"avc1", b"av01").replace(b"avcC", b"av1C"))
+
+
+def test_a_file_whose_index_comes_first_is_known_to_be_cut(tmp_path):
+    with av.open(tmp_path / "clip.mp4", "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", 8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for frame in np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    data = (tmp_path / "clip.mp4").read_bytes()
+    with pytest.raises(MediaError, match=r"damaged or truncated MP4 file \(it holds \d of 12 packets of a track\)"):
+        Video.load(data[: len(data) // 2])
+
+
+def test_frames_that_change_size_are_refused():
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="webm") as container:
+        stream = container.add_stream("libvpx-vp9", 8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.start_encoding()
+        for size, first in ((32, 0), (64, 4)):
+            codec = av.CodecContext.create("libvpx-vp9", "w")
+            codec.width, codec.height, codec.pix_fmt, codec.time_base = size, size, "yuv420p", Fraction(1, 8)
+            packets = []
+            for time in range(first, first + 4):
+                frame = av.VideoFrame(size, size, "yuv420p")
+                frame.pts = time
+                packets += codec.encode(frame)
+            for packet in packets + codec.encode(None):
+                packet.stream, packet.time_base = stream, Fraction(1, 8)
+                container.mux(packet)
+    with pytest.raises(MediaError, match=r"damaged or truncated WebM file \(its frames change size\)"):
+        Video.load(buffer.getvalue())
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_decoded():

@@ -200,7 +200,11 @@ class CausalLM(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of storing them."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The second is what transformers called it before 5.20.
+        enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        # transformers makes embeddings of a model with adapters require gradients, which only reentrant checkpoints need.
+        self.model.disable_input_require_grads()
 
     def describe(self) -> dict[str, Any]:
         """Return the manifest entry of the frozen weights."""

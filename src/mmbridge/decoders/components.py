@@ -188,7 +188,7 @@ class Folder:
     def _create_scheduler(self, config: dict[str, Any]) -> Any:
         import diffusers
 
-        created = getattr(diffusers, str(config.get("_class_name")), None)
+        created: Any = getattr(diffusers, str(config.get("_class_name")), None)
         if not isinstance(created, type) or not issubclass(created, diffusers.SchedulerMixin):
             raise CheckpointError(
                 f"the scheduler of {self.path} is a {config.get('_class_name')!r}, which is not a scheduler of "

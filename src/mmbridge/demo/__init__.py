@@ -1,22 +1,22 @@
 """The demo: prompts from files, the three stages trained before the user's eyes, and one page that shows it all.
 
-``run`` is what ``mmbridge demo`` calls. The page holds everything it shows, media included, so that the one file can be sent
-to somebody and opened without a server or a network.
+``run`` is what ``mmbridge demo`` calls. The page holds everything it shows, media included, so that the one file can be
+sent to somebody and opened without a server or a network.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmbridge import Bridge, hub
 from mmbridge.config import Recipe
 from mmbridge.data.synthetic import is_right
 from mmbridge.demo.page import write_page
-from mmbridge.demo.prompts import Prompt, with_root, write_prompts
+from mmbridge.demo.prompts import Prompt, below, write_prompts
 from mmbridge.demo.report import Exchange, Report, StageReport, describe_parts, describe_stage
 from mmbridge.demo.terminal import heading, say, style
 from mmbridge.evaluation.any_to_any import evaluate, format_table
+from mmbridge.messages import Message
 
 BRIDGE = "mmbridge/tiny"
 RECIPES = ("tiny/encoder_alignment", "tiny/decoder_alignment", "tiny/instruction_tuning")
@@ -45,10 +45,13 @@ def run(out: str | Path, train: bool = True) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     heading("The shipped bridge answers")
     prompts = write_prompts(out / "media")
-    bridge, seconds = timed(lambda: Bridge.from_pretrained(BRIDGE))
+    began = time.monotonic()
+    bridge = Bridge.from_pretrained(BRIDGE)
+    seconds = time.monotonic() - began
     say(f"{BRIDGE} is open after {seconds:.1f} s; {len(prompts)} prompts, whose files are in {out / 'media'}")
     exchanges = list(answer(bridge, prompts, out, "replies/shipped"))
-    report = Report(BRIDGE, seconds, exchanges, describe_parts(bridge, BRIDGE))
+    table = hub.read_json(hub.resolve(BRIDGE) / "any_to_any.json")
+    report = Report(BRIDGE, seconds, exchanges, describe_parts(bridge, BRIDGE), table)
     page = write_page(report, out)
     if train:
         recipes = [Recipe.load(name) for name in RECIPES]
@@ -72,23 +75,25 @@ def answer(bridge: Bridge, prompts: Sequence[Prompt], out: Path, folder: str) ->
         folder: Where replies are saved, relative to ``out``.
     """
     for number, prompt in enumerate(prompts, start=1):
-        dialogue: list[dict[str, Any]] = []
-        shown: list[dict[str, Any]] = []
+        dialogue: list[Message] = []
+        shown: list[Message] = []
         right, seconds = True, 0.0
         say(f"\n{style(f'{number:>2}/{len(prompts)}', 'faint')}  {style(prompt.title, 'bold')}")
         for index, task in enumerate(prompt.turns, start=1):
-            dialogue += with_root(task, str(out / "media"))
-            asked = with_root(task, "media")
-            reply, taken = timed(lambda dialogue=dialogue: bridge.generate(dialogue, max_new_tokens=48))
+            (message,) = task.messages
+            asked = below("media", message)
+            say(f"       {style('you', 'faint')}     {in_words(asked)}")
+            dialogue.append(below(str(out / "media"), message))
+            began = time.monotonic()
+            reply = bridge.generate(dialogue, max_new_tokens=48)
+            taken = time.monotonic() - began
             place = f"{folder}/{number:02}-{index}"
-            saved = reply.save(out / place)
-            given = [{**part, "path": f"{place}/{part['path']}"} if "path" in part else part for part in saved["content"]]
+            given = below(place, reply.save(out / place))
             dialogue.append(reply.message)
-            shown += [*asked, {"role": "assistant", "content": given}]
+            shown += [asked, given]
             seconds += taken
             turn_right = is_right(task, reply)
             right = right and turn_right
-            say(f"       {style('you', 'faint')}     {in_words(asked[0]['content'])}")
             mark = style("right", "good") if turn_right else style("wrong", "poor")
             say(f"       {style('bridge', 'accent')}  {in_words(given)}  [{mark}, {taken:.1f} s]")
         last = prompt.turns[-1]
@@ -112,7 +117,7 @@ def train_stages(recipes: Sequence[Recipe], out: Path) -> Iterator[StageReport]:
         heading(f"Stage {number} of {len(recipes)}: {recipe.stage}")
         folder = out / "runs" / recipe.stage
         if parent is not None:
-            recipe.parent = str(parent)
+            recipe.parent = str(parent.resolve())
         began = time.monotonic()
         try:
             parent = train(recipe, folder, resume=True, cache=out / "cache")
@@ -130,17 +135,12 @@ def evaluate_trained(folder: Path, prompts: Sequence[Prompt], report: Report, ou
     heading("The bridge just trained, on combinations that no stage has seen")
     bridge = Bridge.from_pretrained(folder)
     report.table = evaluate(bridge, out / "evaluation", samples=SAMPLES, splits=("unseen",))
+    report.measured = "the bridge just trained"
     say(format_table(report.table))
     report.again = list(answer(bridge, [prompts[index] for index in AGAIN], out, "replies/trained"))
     report.parts = describe_parts(bridge, folder)
 
 
-def in_words(content: Sequence[dict[str, Any]]) -> str:
-    """Return the parts of a message as words for a terminal."""
-    return " ".join(part["text"] if part["type"] == "text" else f"<{part['path']}>" for part in content)
-
-
-def timed(action: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what an action gives and how many seconds it took."""
-    began = time.monotonic()
-    return action(), time.monotonic() - began
+def in_words(message: Message) -> str:
+    """Return a message as words for a terminal."""
+    return " ".join(part["text"] if part["type"] == "text" else f"<{part['path']}>" for part in message["content"])

@@ -1,4 +1,4 @@
-"""Curves as inline SVG, drawn from the CSV file that training logs; colours and strokes are the page's style sheet's."""
+"""Curves as inline SVG, drawn from the CSV file that training logs; the page's style sheet colours them."""
 
 import csv
 import math
@@ -34,7 +34,9 @@ def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
     except FileNotFoundError:
         raise DataError(f"there are no metrics at {path}; train the stage first.") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a table of numbers with a column 'step' ({error}); train the stage again.") from None
+        raise DataError(
+            f"{path} is not a table of numbers with a column 'step' ({error}); train the stage again."
+        ) from None
     return columns
 
 
@@ -75,7 +77,8 @@ def line_chart(
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:g}</text>')
     for step in ticks(0, steps):
-        parts.append(f'<text class="tick" x="{across(step):.1f}" y="{_HEIGHT - 7}" text-anchor="middle">{step:g}</text>')
+        x = across(step)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 7}" text-anchor="middle">{step:g}</text>')
     ends = []
     for index, curve in enumerate(series.values()):
         if not curve:
@@ -92,11 +95,11 @@ def line_chart(
             ]
         ends.append((down(ordered[-1][1]), index, ordered[-1][1]))
     digits = ".3g" if logarithmic else ".3f"
+    x = _WIDTH - _RIGHT + 6
     for y, index, value in spread(ends):
-        parts.append(f'<text class="end curve-{index}" x="{_WIDTH - _RIGHT + 6}" y="{y + 3.5:.1f}">{value:{digits}}</text>')
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
+        parts.append(f'<text class="end curve-{index}" x="{x}" y="{y + 3.5:.1f}">{value:{digits}}</text>')
+    opening = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
+    return Markup(f"{opening}{''.join(parts)}</svg>")
 
 
 def running_mean(curve: Points, half: int, geometric: bool) -> list[tuple[float, float]]:
@@ -125,7 +128,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Return round numbers in [low, high] for a logarithmic axis: powers of ten, with halves and fifths if few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
-        found = [factor * 10.0**decade for decade in decades for factor in factors if low <= factor * 10.0**decade <= high]
+        found = [mark for decade in decades for factor in factors if low <= (mark := factor * 10.0**decade) <= high]
         if len(found) >= 3:
             return found
     return ticks(low, high)

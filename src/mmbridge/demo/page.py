@@ -72,7 +72,7 @@ def data_uri(path: Path) -> str:
 
 
 def spectrogram(path: Path) -> str:
-    """Return a picture of a sound as a data URI: time to the right, pitch from 150 Hz to 5 kHz (logarithmic) upwards."""
+    """Return a picture of a sound as a data URI: time to the right, 150 Hz to 5 kHz (logarithmic) upwards."""
     samples = Audio.load(path).resample(16_000).samples
     power = torch.stft(samples, 4096, 80, 1024, torch.hann_window(1024), return_complex=True).abs().square()
     rows = torch.logspace(math.log10(5000), math.log10(150), _SPECTROGRAM[0]) / 16_000 * 4096
@@ -98,7 +98,8 @@ def charts(stage: StageReport) -> list[tuple[str, list[str], Markup]]:
             curves["unseen combinations"] = stage.metrics[f"val/loss/{name}"]
         logarithmic = all(value > 0 for curve in curves.values() for _, value in curve)
         title = f"Loss: {name.replace('.', ', ')}"
-        drawn.append((title, list(curves), line_chart(curves, f"{title}, {stage.name}", stage.steps, logarithmic=logarithmic)))
+        drawing = line_chart(curves, f"{title}, {stage.name}", stage.steps, logarithmic=logarithmic)
+        drawn.append((title, list(curves), drawing))
     accuracies = {
         name.removeprefix("val/accuracy/"): points
         for name, points in stage.metrics.items()
@@ -114,8 +115,9 @@ def facts(report: Report) -> list[tuple[str, str]]:
     """Return the figures at the top of the page: value and what it is."""
     exchanges = report.exchanges
     answering = sum(exchange.seconds for exchange in exchanges)
+    right = sum(exchange.right for exchange in exchanges)
     found = [
-        (f"{sum(exchange.right for exchange in exchanges)} of {len(exchanges)}", "prompts answered right, as judges measure it"),
+        (f"{right} of {len(exchanges)}", "prompts answered right, as judges measure it"),
         (duration(report.loading_seconds + answering), "to open the shipped bridge and answer"),
     ]
     size = sizes(report.parts)
@@ -177,4 +179,4 @@ def count(number: int) -> str:
 
 def percent(share: float) -> str:
     """Return a share in per cent."""
-    return f"{100 * share:.1f} %"
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"

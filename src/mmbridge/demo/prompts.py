@@ -1,12 +1,12 @@
 """The demo's prompts: files of scenes whose combinations no bridge has trained on, and what is asked about them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmbridge.data.synthetic import Task, shown_factors
 from mmbridge.media import Audio, Image, Video
+from mmbridge.messages import Message
 from mmbridge.synthetic import (
     CARRIES,
     FRAMES_PER_SECOND,
@@ -45,32 +45,31 @@ class _Entry:
     asks: tuple[tuple[str, str, str], ...]  # words, wanted medium, the one factor asked for or ""
 
 
-_DESCRIBE, _DRAW = "text", "image"
 _ENTRIES = (
     _Entry("A picture, described", "star.png", Scene("star", "red", "medium", "top left", "left"),
-           (("What do you see?", _DESCRIBE, ""),)),
+           (("What do you see?", "text", ""),)),
     _Entry("A question about a JPEG", "square.jpg", Scene("square", "orange", "medium", "top right", "up"),
-           (("What colour is it?", _DESCRIBE, "colour"),)),
+           (("What colour is it?", "text", "colour"),)),
     _Entry("A video, described", "ring.mp4", Scene("ring", "purple", "large", "top left", "up"),
-           (("What happens?", _DESCRIBE, ""),)),
+           (("What happens?", "text", ""),)),
     _Entry("A question about a GIF", "cross.gif", Scene("cross", "yellow", "small", "bottom right", "left"),
-           (("How does it move?", _DESCRIBE, "motion"),)),
+           (("How does it move?", "text", "motion"),)),
     _Entry("A sound, described", "circle.wav", Scene("circle", "cyan", "small", "top right", "circling"),
-           (("What do you hear?", _DESCRIBE, ""),)),
+           (("What do you hear?", "text", ""),)),
     _Entry("A question about an MP3", "triangle.mp3", Scene("triangle", "pink", "large", "centre", "left"),
-           (("What shape is it?", _DESCRIBE, "shape"),)),
+           (("What shape is it?", "text", "shape"),)),
     _Entry("A picture from words", "", Scene("cross", "yellow", "large", "top left", "down"),
-           (("Could you paint a huge lemon plus sign in the upper left corner?", _DRAW, ""),)),
+           (("Could you paint a huge lemon plus sign in the upper left corner?", "image", ""),)),
     _Entry("A picture from a sound", "star.wav", Scene("star", "blue", "large", "bottom left", "circling"),
-           (("Paint what you hear.", _DRAW, ""),)),
+           (("Paint what you hear.", "image", ""),)),
     _Entry("A picture from a video", "ring-small.mp4", Scene("ring", "orange", "small", "bottom right", "circling"),
-           (("Draw what moves.", _DRAW, ""),)),
+           (("Draw what moves.", "image", ""),)),
     _Entry("A picture from a picture", "triangle.png", Scene("triangle", "green", "small", "top left", "up"),
-           (("Draw this object again.", _DRAW, ""),)),
+           (("Draw this object again.", "image", ""),)),
     _Entry("Small talk, so no picture", "", Scene("circle", "red", "small", "top left", "still"),
            (("What can you do?", "none", ""),)),
     _Entry("A dialogue of two turns", "cross.mp4", Scene("cross", "purple", "large", "top right", "down"),
-           (("What colour is it?", _DESCRIBE, "colour"), ("Draw the object in the video.", _DRAW, ""))),
+           (("What colour is it?", "text", "colour"), ("Draw the object in the video.", "image", ""))),
 )  # fmt: skip
 
 MODALITIES = {".png": "image", ".jpg": "image", ".mp4": "video", ".gif": "video", ".wav": "audio", ".mp3": "audio"}
@@ -97,7 +96,7 @@ def write_prompts(folder: Path) -> list[Prompt]:
             )
             for index, (words, wanted, factor) in enumerate(entry.asks)
         ]  # fmt: skip
-        prompts.append(Prompt(entry.title, tuple(turns), truth_of(turns)))
+        prompts.append(Prompt(entry.title, tuple(turns), truth_of(turns[0])))
     return prompts
 
 
@@ -106,7 +105,8 @@ def write_medium(modality: str, scene: Scene, seed: int, path: Path) -> None:
     if modality == "image":
         Image.load(render_image(scene, seed)).save(path, quality=50)
     elif modality == "video":
-        Video.load(render_video(scene, seed), fps=FRAMES_PER_SECOND).save(path, crf=30 if path.suffix == ".mp4" else None)
+        crf = 30 if path.suffix == ".mp4" else None
+        Video.load(render_video(scene, seed), fps=FRAMES_PER_SECOND).save(path, crf=crf)
     else:
         sound = Audio.load(render_audio(scene, seed), sample_rate=SAMPLE_RATE)
         (sound.resample(44_100) if path.suffix == ".mp3" else sound).save(path)
@@ -121,14 +121,12 @@ def factors_of(source: str, wanted: str, factor: str) -> tuple[str, ...]:
     return CARRIES[source]
 
 
-def truth_of(turns: Sequence[Task]) -> str:
-    """Return what the scene is, in the words for its source."""
-    return "" if turns[0].wanted == "none" else caption(turns[0].scene, "image" if turns[0].source == "text" else turns[0].source)
+def truth_of(task: Task) -> str:
+    """Return what the scene of a prompt's first request is, in the words for its source."""
+    return "" if task.wanted == "none" else caption(task.scene, "image" if task.source == "text" else task.source)
 
 
-def with_root(task: Task, folder: str) -> list[dict[str, Any]]:
-    """Return a task's messages with paths below ``folder``."""
-    return [
-        {**message, "content": [{**part, "path": f"{folder}/{part['path']}"} if "path" in part else part for part in message["content"]]}
-        for message in task.messages
-    ]
+def below(folder: str, message: Message) -> Message:
+    """Return a message with the paths of its media below ``folder``."""
+    content = [{**part, "path": f"{folder}/{part['path']}"} if "path" in part else part for part in message["content"]]
+    return {**message, "content": content}

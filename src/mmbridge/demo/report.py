@@ -87,14 +87,27 @@ class PartReport:
 
 @dataclass
 class Report:
-    """All that the page shows."""
+    """All that the page shows.
+
+    Attributes:
+        bridge: The shipped bridge.
+        loading_seconds: How long it took to open it.
+        exchanges: Its answers.
+        parts: The parts of the bridge that was used last.
+        table: The any-to-any table.
+        measured: Whose table it is, in words.
+        stages: Stages that were trained.
+        again: Answers of the bridge that was trained.
+        environment: Versions and the machine.
+    """
 
     bridge: str
     loading_seconds: float
     exchanges: list[Exchange]
     parts: list[PartReport]
+    table: list[dict[str, Any]]
+    measured: str = "the shipped bridge, recorded when it was made"
     stages: list[StageReport] = field(default_factory=list)
-    table: list[dict[str, Any]] = field(default_factory=list)
     again: list[Exchange] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=lambda: describe_environment())
 
@@ -114,12 +127,11 @@ def describe_parts(bridge: Bridge, source: str | Path) -> list[PartReport]:
         size = sum(value.numel() for value in parameters.values())
         reports.append(PartReport(name, size, stages, sha256=manifest["parts"][name]["sha256"]))
     for name, entry in manifest["frozen"].items():
-        fresh = {id(value): value.numel() for value in bridge.get_submodule(name).parameters() if id(value) not in counted}
-        counted |= fresh.keys()
-        weights = entry.get("source") or entry.get("weights") or ""
-        reports.append(
-            PartReport(name, sum(fresh.values()), [], str(weights), entry.get("licence") or "unknown", entry["sha256"] or "")
-        )
+        sizes = {id(value): value.numel() for value in bridge.get_submodule(name).parameters()}
+        size = sum(sizes[key] for key in sizes.keys() - counted)
+        counted |= sizes.keys()
+        weights, licence = entry.get("source") or entry.get("weights") or "", entry.get("licence") or "unknown"
+        reports.append(PartReport(name, size, [], str(weights), licence, entry["sha256"] or ""))
     return reports
 
 

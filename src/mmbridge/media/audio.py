@@ -38,7 +38,7 @@ class Audio:
     """A sound.
 
     Args:
-        samples: Mono, float32 in [-1, 1], shape (T,).
+        samples: Mono, float32 in [-1, 1], shape (T,); kept on the CPU.
         sample_rate: Samples a second.
 
     Raises:
@@ -57,6 +57,7 @@ class Audio:
             )
         if not self.samples.isfinite().all():
             raise MediaError("audio holds NaN or infinite samples; replace them by numbers in -1..1.")
+        self.samples = self.samples.detach().cpu()
         if self.sample_rate < 1:
             raise MediaError(f"audio with a sample rate of {self.sample_rate} Hz can't be used; it must be at least 1.")
 

@@ -152,8 +152,6 @@ def _encode_container(
         if samples is not None and sample_rate is not None:
             wave = av.AudioFrame.from_ndarray(samples.numpy()[None], format="fltp", layout="mono")
             wave.sample_rate, wave.pts = sample_rate, 0  # timed, so that players skip what the codec puts before it
-            resampler = av.AudioResampler(sound.format, "mono", sound.rate, frame_size=sound.codec_context.frame_size)
-            for piece in [*resampler.resample(wave), *resampler.resample(None)]:
-                container.mux(sound.encode(piece))
+            container.mux(sound.encode(wave))
             container.mux(sound.encode())
     return buffer.getvalue()

@@ -37,7 +37,7 @@ class Image:
     """A picture.
 
     Args:
-        pixels: RGB, uint8, shape (3, H, W).
+        pixels: RGB, uint8, shape (3, H, W); kept on the CPU.
 
     Raises:
         MediaError: Another dtype or shape.
@@ -53,6 +53,7 @@ class Image:
                 f"{tuple(self.pixels.shape)}; Image.load converts arrays and tensors."
             )
         check_pixels(self.pixels.shape[2], self.pixels.shape[1], "the image")
+        self.pixels = self.pixels.detach().cpu()
 
     def __repr__(self) -> str:
         return f"Image({self.pixels.shape[2]}x{self.pixels.shape[1]})"

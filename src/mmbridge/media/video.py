@@ -26,7 +26,7 @@ class Video:
     """A video, and its sound where it has one.
 
     Args:
-        frames: RGB, uint8, shape (F, 3, H, W).
+        frames: RGB, uint8, shape (F, 3, H, W); kept on the CPU.
         fps: Frames a second.
         audio: Its sound track.
 
@@ -48,6 +48,7 @@ class Video:
             )
         if not frames.numel():
             raise MediaError(f"a video without frames or pixels can't be used: its shape is {tuple(frames.shape)}.")
+        self.frames = frames.detach().cpu()
         if not _MIN_FPS <= self.fps <= _MAX_FPS:
             raise MediaError(
                 f"a video with {self.fps:g} frames a second can't be used; accepted: {_MIN_FPS}..{_MAX_FPS}."

@@ -1,0 +1,124 @@
+"""Every recipe in recipes/: it is valid, fits its stage, follows its parent, and its bridge can be built."""
+
+import fnmatch
+
+import pytest
+import torch
+import yaml
+
+from mmbridge import hub
+from mmbridge.bridge import Bridge
+from mmbridge.config import Recipe, recipe_names
+from mmbridge.training.stages import check_stage
+
+STAGES = ("encoder_alignment", "decoder_alignment", "instruction_tuning")
+TRAINED = {
+    "encoder_alignment": ["inputs.*.projection"],
+    "decoder_alignment": ["outputs.*.projection", "outputs.*.rows"],
+    "instruction_tuning": ["inputs.*.projection", "outputs.*.projection", "outputs.*.rows", "backbone.lora"],
+}
+
+
+def test_every_system_has_the_three_stages():
+    files = {path.relative_to(hub.package_folder("recipes")) for path in hub.package_folder("recipes").rglob("*.y*ml")}
+    assert {file.with_suffix("").as_posix() for file in files} == set(recipe_names())
+    systems = {name.split("/")[0] for name in recipe_names()}
+    assert systems >= {"tiny", "nextgpt"}
+    for system in ("tiny", "nextgpt"):
+        assert set(recipe_names(f"{system}/*")) == {f"{system}/{stage}" for stage in STAGES}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_is_valid_and_fits_its_stage(name):
+    recipe = Recipe.load(name)
+    recipe.validate()
+    assert name.split("/")[1] == recipe.stage
+    trained = [part for part in recipe.bridge.part_names() if any(fnmatch.fnmatch(part, rule) for rule in recipe.train)]
+    check_stage(recipe.stage, trained, recipe.losses)
+    assert recipe.train == TRAINED[recipe.stage]
+    assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize("system", ["tiny", "nextgpt"])
+def test_stages_follow_each_other(system):
+    recipes = [Recipe.load(f"{system}/{stage}") for stage in STAGES]
+    assert [recipe.parent for recipe in recipes] == [None, *(f"runs/{recipe.name}" for recipe in recipes[:-1])]
+    first, second, third = (recipe.bridge.to_dict() for recipe in recipes)
+    third["backbone"]["lora"] = None
+    assert first == second == third
+
+
+def test_nextgpt_has_the_settings_of_the_paper():
+    recipes = [Recipe.load(f"nextgpt/{stage}") for stage in STAGES]
+    assert [recipe.optimizer.lr for recipe in recipes] == [4e-4, 4e-4, 5e-4]
+    assert [recipe.run.batch_size for recipe in recipes] == [18, 8, 4]
+    for recipe in recipes:
+        assert (recipe.optimizer.warmup, recipe.optimizer.weight_decay, recipe.optimizer.schedule) == (
+            0.1,
+            0.001,
+            "linear",
+        )
+        assert set(recipe.bridge.inputs) == {"image", "video", "audio"}
+        assert recipe.bridge.outputs["image"].arguments["num_signals"] == 4
+    lora = {"rank": 32, "alpha": 32, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+    assert recipes[2].bridge.backbone.arguments["lora"] == lora
+
+
+def count(parameters) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+@pytest.fixture(scope="module")
+def build():
+    """Build a recipe's bridge from configurations alone: no weights, no memory, no download."""
+
+    def build_planned(name):
+        with torch.device("meta"):
+            bridge = Bridge.from_config(Recipe.load(name).bridge.to_dict())
+        assert all(parameter.is_meta for parameter in bridge.parameters())
+        return bridge
+
+    return build_planned
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_bridge_of_the_recipe_can_be_built(name, build):
+    recipe = Recipe.load(name)
+    bridge = build(name)
+    assert list(bridge.parts()) == recipe.bridge.part_names()
+    assert set(bridge.inputs) == set(recipe.bridge.inputs)
+    assert set(bridge.outputs) == set(recipe.bridge.outputs)
+
+
+def test_nextgpt_has_the_published_sizes(build):
+    bridge = build("nextgpt/instruction_tuning")
+    sizes = {name: count(parameters.values()) for name, parameters in bridge.parts().items()}
+    assert sizes["backbone.lora"] == 33_554_432
+    assert count(bridge.backbone.parameters()) - sizes["backbone.lora"] == 6_738_415_616
+    assert sizes["outputs.image.projection"] == 31_958_784
+    assert sizes["outputs.image.rows"] == 4 * 4096 + 4096  # four signals are read, the trigger alone is chosen
+    assert bridge.inputs["image"].encoder.spec.dim == 1024
+    assert [bridge.inputs[name].encoder.spec.tokens for name in ("image", "video", "audio")] == [256, 256, 228]
+    spec = bridge.outputs["image"].decoder.spec
+    assert (spec.tokens, spec.dim) == (77, 768)
+
+
+def test_configurations_that_ship_describe_the_published_models():
+    """Sizes known from the models' cards: they would change with any number in the files."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from mmbridge.encoders.imagebind import ImageBindModel
+    from mmbridge.encoders.imagebind_modules import ImageBindConfig
+
+    folder = hub.resolve_config("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(hub.read_json(folder / "unet" / "config.json"))
+        vae = AutoencoderKL.from_config(hub.read_json(folder / "vae" / "config.json"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
+        values = hub.read_json(hub.resolve_config("nielsr/imagebind-huge") / "config.json")
+        imagebind = ImageBindModel(ImageBindConfig.from_dict(values))
+    sizes = [count(model.parameters()) for model in (unet, vae, text, imagebind)]
+    assert sizes[:3] == [859_520_964, 83_653_863, 123_060_480]
+    assert round(sizes[3] / 1e6, 1) == 1200.8
+    assert ImageBindConfig.from_dict(values) == ImageBindConfig.huge()
