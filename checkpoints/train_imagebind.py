@@ -64,7 +64,7 @@ def make_group(job: tuple[str, int, Any]) -> tuple[np.ndarray, list[tuple[int, .
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     scene = Scene.random(rng)
-    factor = str(rng.choice(CARRIES[modality]))
+    factor = "shape" if rng.random() < 0.3 else str(rng.choice(CARRIES[modality]))
     values = rng.permutation(len(FACTORS[factor]))[:GROUP]
     scenes = [scene.replace(**{factor: FACTORS[factor][values[index % len(values)]]}) for index in range(GROUP)]
     made = []
@@ -127,6 +127,16 @@ def place_positions(model: ImageBindModel) -> None:
         embedding[0, 1:] = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
+def vary(raw: torch.Tensor) -> torch.Tensor:
+    """Shift, brighten and roughen pictures or clips (B, S, ..., H, W), all of one medium alike: a pool is soon known by heart."""
+    count, side = len(raw), raw.shape[-1]
+    padded = F.pad(raw.flatten(1, -3).flatten(0, 1)[:, None], (2, 2, 2, 2), mode="replicate").view(count, -1, side + 4, side + 4)
+    corners = torch.randint(0, 5, (count, 2)).tolist()
+    moved = torch.stack([frames[:, y : y + side, x : x + side] for frames, (y, x) in zip(padded, corners, strict=True)])
+    gain, shift = 1 + 0.15 * torch.randn(count, 1, 1, 1), 0.2 * torch.randn(count, 1, 1, 1)
+    return (moved * gain + shift + 0.1 * torch.randn_like(moved)).view_as(raw)
+
+
 def both(model: ImageBindModel, tower: str, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pooled embedding and the mean patch token (B, D) of media (B, S, ...) in one pass, means over clips S."""
     hidden = model.modality_trunks[tower](model.modality_preprocessors[tower](raw.flatten(0, 1)))
@@ -180,6 +190,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--groups", type=int, nargs=3, default=[4000, 1800, 1200], help="pool sizes: image, video, audio")
     parser.add_argument("--batch", type=int, nargs=3, default=[96, 32, 64])
+    parser.add_argument("--start", type=Path, help="go on from these weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
@@ -204,6 +215,8 @@ def main() -> None:
     model = ImageBindModel(config, tokenizer=options.out / "tokenizer.json")
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     place_positions(model)
+    if options.start:
+        model = ImageBindModel.from_pretrained(options.start)
     readouts = torch.nn.ModuleDict({name: torch.nn.Linear(config.embed_dim, len(values)) for name, values in FACTORS.items()})
     trained = [p for p in (*model.parameters(), *readouts.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.05)
@@ -221,7 +234,11 @@ def main() -> None:
             chosen = [scenes[row] for row in rows]
             words = [caption(scene, name, None if rng.random() < 0.4 else rng) for scene in chosen]
             media = raw[torch.from_numpy(rows)].float()
-            z, patches = both(model, "audio" if name == "audio" else "vision", media.unsqueeze(1) if name == "image" else media)
+            media = media.unsqueeze(1) if name == "image" else media  # one clip
+            if name == "audio":
+                z, patches = both(model, "audio", media + 0.1 * torch.randn_like(media))
+            else:
+                z, patches = both(model, "vision", vary(media))
             t = model.embed("text", model.tokenize(words))
             logits = model.logit_scale("text") * F.normalize(z, dim=-1) @ t.T
             keys = torch.tensor([[scene.indices[factor] for factor in CARRIES[name]] for scene in chosen])

@@ -65,7 +65,7 @@ class Registry:
 
     @cached_property
     def _locations(self) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         for file in sorted(self.folder.glob("*.py")):
             for name in _DECORATOR.findall(file.read_text(encoding="utf-8")):
                 module = f"mmbridge.{self.kind}s.{file.stem}"

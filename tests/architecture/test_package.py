@@ -97,6 +97,13 @@ def test_wheel_works_in_an_empty_folder(wheel, tmp_path):
     assert run("-m", "mmbridge", "cp", "tiny/encoder_alignment", "mine.yaml") == "mine.yaml\n"
 
 
+def test_continuous_integration_runs_the_suite(root):
+    assert os.access(root / ".ci" / "run", os.X_OK)
+    assert "make test" in (root / ".ci" / "run").read_text().splitlines()
+    dry = subprocess.run(["make", "--dry-run", "test"], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert [word for word in ("ruff check", "mypy", "pytest -n 2") if word not in dry] == []
+
+
 def test_nothing_names_a_folder_of_somebody_machine(root):
     if not (root / ".git").exists():
         pytest.skip("not a git checkout")

@@ -8,7 +8,7 @@ import torch
 
 from mmbridge.bridge import Bridge
 from mmbridge.data.features import FeatureStore
-from mmbridge.data.loader import StepBatches, batch_indices, held_batches, prepare_all, step_seed
+from mmbridge.data.loader import StepBatches, held_batches, prepare_all, step_seed, window_batches
 from mmbridge.data.samples import JsonlData
 from mmbridge.errors import DataError
 
@@ -41,17 +41,32 @@ def same(first, second):
     )
 
 
-def test_every_epoch_is_a_permutation_in_an_order_of_its_own():
-    places = [index for step in range(15) for index in batch_indices(10, 4, 0, step)]
-    epochs = [places[start : start + 10] for start in range(0, 60, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 6
+def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
+    lengths = [index * 7 % 11 for index in range(32)]
+    epochs = [window_batches(lengths, 4, 0, window) for window in range(6)]  # 8 batches of 4 are an epoch of 32
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [4] * 8
+        assert sorted(index for batch in epoch for index in batch) == list(range(32))
+    assert len({str(epoch) for epoch in epochs}) == 6
+
+
+def test_epochs_that_fill_no_window_go_on_in_the_next():
+    places = [index for window in range(5) for batch in window_batches([1] * 10, 4, 0, window) for index in batch]
+    assert sorted(places) == sorted([*range(10)] * 16)
+
+
+def test_samples_of_similar_length_share_a_batch():
+    lengths = [int(length) for length in torch.randint(10, 90, (500,))]
+    batches = [batch for window in range(4) for batch in window_batches(lengths, 16, 0, window)]
+    filled = [sum(lengths[index] for index in batch) / max(lengths[index] for index in batch) / 16 for batch in batches]
+    assert sum(filled) / len(filled) > 0.9
 
 
 def test_order_depends_on_the_seed_and_step_alone():
-    assert batch_indices(100, 8, 3, 17) == batch_indices(100, 8, 3, 17)
-    assert batch_indices(100, 8, 3, 17) != batch_indices(100, 8, 4, 17)
-    assert batch_indices(3, 8, 0, 0) == batch_indices(3, 8, 0, 0)[:8]
+    lengths = list(range(100))
+    assert window_batches(lengths, 8, 3, 17) == window_batches(lengths, 8, 3, 17)
+    assert window_batches(lengths, 8, 3, 17) != window_batches(lengths, 8, 4, 17)
+    assert {index for batch in window_batches([5, 5, 5], 8, 0, 0) for index in batch} == {0, 1, 2}
     assert len({step_seed(seed, step) for seed in range(40) for step in range(40)}) == 1600
 
 

@@ -114,7 +114,15 @@ def test_the_sound_of_a_video(tmp_path):
 def test_arrays_and_tensors_agree():
     stereo = torch.stack([chord(), chord().flip(0)])
     mono = stereo.mean(dim=0)
-    for source in (stereo, stereo.T, stereo.numpy(), stereo.T.numpy(), stereo.double(), stereo.numpy().astype(">f8")):
+    for source in (
+        stereo,
+        stereo.T,
+        stereo.numpy(),
+        stereo.T.numpy(),
+        stereo.double(),
+        stereo.numpy().astype(">f8"),
+        stereo.numpy().astype("g"),
+    ):
         audio = Audio.load(source, sample_rate=16000)
         assert audio.sample_rate == 16000 and audio.samples.dtype == torch.float32
         torch.testing.assert_close(audio.samples, mono)

@@ -129,14 +129,14 @@ def test_cmyk_jpeg():
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
-@pytest.mark.parametrize("kind", ["uint8", "float64", "float16", "bool"])
+@pytest.mark.parametrize("kind", ["uint8", "float64", "float16", "longdouble", "bool"])
 def test_arrays_and_tensors_agree(channels, kind):
     shape = (5, 7) if channels is None else (5, 7, channels)
     values = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     if channels == 4:
         values[..., 3] = 255
     array = values > 127 if kind == "bool" else values if kind == "uint8" else (values / 255).astype(kind)
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(array.astype("float64") if kind == "longdouble" else array)
     image = Image.load(array)
     assert torch.equal(Image.load(tensor if channels is None else tensor.permute(2, 0, 1)).pixels, image.pixels)
     expected = torch.from_numpy(np.where(values > 127, 255, 0) if kind == "bool" else values)

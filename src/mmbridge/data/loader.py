@@ -20,6 +20,7 @@ from mmbridge.sequence import IGNORED, Batch, TokenSequence, collate
 
 _CHUNK = 256
 _KEPT = 200_000
+_WINDOW = 8
 
 
 class PreparedData:
@@ -30,6 +31,7 @@ class PreparedData:
 
     def __init__(self, bridge: Any, data: Data, store: FeatureStore):
         self.bridge, self.data, self.store = bridge, data, store
+        self.lengths: list[int] = []
         self._kept: list[TokenSequence] = []
 
     def __len__(self) -> int:
@@ -53,6 +55,7 @@ class PreparedData:
             for start in range(0, count, _CHUNK):
                 indices = range(start, min(start + _CHUNK, count))
                 sequences = self._prepare(indices)
+                self.lengths += [len(sequence.ids) for sequence in sequences]
                 if count <= _KEPT:
                     self._kept += sequences
                 bar.update(len(indices))
@@ -128,10 +131,19 @@ def permutation(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def batch_indices(count: int, size: int, seed: int, step: int) -> list[int]:
-    """Return the samples of a step's batch: shuffled epochs one after another, cut into batches."""
-    places = range(step * size, (step + 1) * size)
-    return [permutation(count, seed, place // count)[place % count] for place in places]
+def window_batches(lengths: Sequence[int], size: int, seed: int, window: int) -> list[list[int]]:
+    """Return the samples of the 8 batches of a window.
+
+    Shuffled epochs follow one another and are cut into windows; inside a window, samples of similar length share a batch,
+    since dialogues of one turn padded to the longest would waste half the work, and the batches are shuffled.
+    """
+    count, total = len(lengths), _WINDOW * size
+    places = range(window * total, (window + 1) * total)
+    members = [permutation(count, seed, place // count)[place % count] for place in places]
+    members.sort(key=lambda index: lengths[index])  # stable, so that equal lengths stay shuffled
+    generator = torch.Generator().manual_seed(step_seed(seed, 4, window))
+    order: list[int] = torch.randperm(_WINDOW, generator=generator).tolist()
+    return [members[place * size : (place + 1) * size] for place in order]
 
 
 class StepBatches(IterableDataset[Batch]):
@@ -147,11 +159,14 @@ class StepBatches(IterableDataset[Batch]):
     def __init__(self, prepared: PreparedData, batch_size: int, seed: int, start: int = 0):
         super().__init__()
         self.prepared, self.batch_size, self.seed, self.start = prepared, batch_size, seed, start
+        self._window: tuple[int, list[list[int]]] = (-1, [])
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
-        indices = batch_indices(len(self.prepared), self.batch_size, self.seed, step)
-        return collate(self.prepared.read(indices), seed=step_seed(self.seed, 2, step))
+        window, place = divmod(step, _WINDOW)
+        if self._window[0] != window:
+            self._window = window, window_batches(self.prepared.lengths, self.batch_size, self.seed, window)
+        return collate(self.prepared.read(self._window[1][place]), seed=step_seed(self.seed, 2, step))
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()

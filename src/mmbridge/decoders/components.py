@@ -189,7 +189,8 @@ class Folder:
         import diffusers
 
         created: Any = getattr(diffusers, str(config.get("_class_name")), None)
-        if not isinstance(created, type) or not issubclass(created, diffusers.SchedulerMixin):
+        known = isinstance(created, type) and issubclass(created, diffusers.SchedulerMixin)
+        if not known:
             raise CheckpointError(
                 f"the scheduler of {self.path} is a {config.get('_class_name')!r}, which is not a scheduler of "
                 f"diffusers {diffusers.__version__}; name one in scheduler/scheduler_config.json under '_class_name'."

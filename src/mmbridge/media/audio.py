@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmbridge.errors import MediaError
-from mmbridge.media.base import MediaFile, find_file, hash_content
+from mmbridge.media.base import MediaFile, find_file, from_array, hash_content
 from mmbridge.media.containers import decode_track
 from mmbridge.media.export import write_audio
 from mmbridge.media.mel import kaldi_fbank
@@ -170,7 +170,7 @@ def _from_values(values: np.ndarray | Tensor) -> Tensor:
             f"channels, at most {_MAX_CHANNELS}; pass the mean over the channels, of shape (T,)."
         )
     if isinstance(values, np.ndarray):
-        values = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
+        values = from_array(values)
     samples = values.detach().cpu().float()
     if scale:
         samples = (samples - (128 if dtype == "uint8" else 0)) / scale

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,6 +162,12 @@ def find_file(
         looks = f"it looks like {found}" if found else "its format is not known"
         raise MediaError(f"{name} is not {noun} that can be read: {looks}; {noun} is read from {accepted}.")
     return MediaFile(modality, name, content, found)
+
+
+def from_array(array: np.ndarray) -> Tensor:
+    """Return an array as a tensor that torch knows: native byte order, floats of any width as float32."""
+    dtype = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+    return torch.from_numpy(array.astype(dtype))
 
 
 def to_uint8(values: Tensor, what: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmbridge.errors import MediaError
-from mmbridge.media.base import MediaFile, check_pixels, find_file, hash_content, to_uint8
+from mmbridge.media.base import MediaFile, check_pixels, find_file, from_array, hash_content, to_uint8
 from mmbridge.media.export import write_image
 from mmbridge.specs import ImageInput
 
@@ -142,8 +142,7 @@ def _from_array(array: np.ndarray) -> Tensor:
         raise MediaError(f"the array has shape {array.shape}; an image is {accepted}{hint}.")
     if array.dtype.kind not in "buf":
         raise MediaError(f"the array has dtype {array.dtype}; accepted: uint8, uint16, bool, or floats in 0..1.")
-    array = array.astype(array.dtype.newbyteorder("="))
-    tensor = torch.from_numpy(array)
+    tensor = from_array(array)
     return _from_channels_first(tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor, "the array", accepted)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmbridge.errors import MediaError
 from mmbridge.media.audio import Audio
-from mmbridge.media.base import find_file, hash_content, to_uint8
+from mmbridge.media.base import find_file, from_array, hash_content, to_uint8
 from mmbridge.media.containers import decode_frames
 from mmbridge.media.export import write_video
 from mmbridge.media.image import normalise, resize_short_side
@@ -136,7 +136,7 @@ def _from_values(values: np.ndarray | Tensor) -> Tensor:
         what, accepted = "the array", "(F, H, W, 3)"
         if values.dtype.kind not in "buf":
             raise MediaError(f"the array has dtype {values.dtype}; accepted: uint8, or floats in 0..1.")
-        values = torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
+        values = from_array(values)
         values = values.movedim(-1, 1) if values.ndim == 4 else values
     else:
         what, accepted = "the tensor", "(F, 3, H, W)"

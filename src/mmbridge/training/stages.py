@@ -95,6 +95,10 @@ class Stage(LightningModule):
         self.norm = torch.zeros(())
         self.strict_loading = False
 
+    @property
+    def _scales_losses(self) -> bool:
+        return self.trainer.precision == "16-mixed"
+
     def is_logged(self, step: int) -> bool:
         """Tell whether values of a step, counted from 1, are kept."""
         return step == 1 or step % self.log_every == 0 or step == self.steps
@@ -139,7 +143,11 @@ class Stage(LightningModule):
         """Return AdamW and its schedule."""
         settings = self.settings
         optimizer = torch.optim.AdamW(
-            self.trained, settings.lr, betas=tuple(settings.betas), weight_decay=settings.weight_decay
+            self.trained,
+            settings.lr,
+            betas=tuple(settings.betas),
+            weight_decay=settings.weight_decay,
+            fused=not self._scales_losses,  # gradients are clipped here, unscaled, which the fused kernel would do itself
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: rate(step, self.steps, settings.warmup, settings.schedule)
@@ -152,7 +160,7 @@ class Stage(LightningModule):
         """Clip the norm of the gradients and keep it for the logs."""
         limit = self.settings.clip if self.settings.clip is not None else math.inf
         self.norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
-        if self.trainer.precision != "16-mixed":  # whose loss scaling overflows now and then, and skips the step
+        if not self._scales_losses:  # which overflows now and then, and skips the step
             self.health = self.health + 0.0 * self.norm.detach()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
