@@ -24,7 +24,9 @@ def main() -> None:
     parent = None
     for stage in ("encoder_alignment", "decoder_alignment", "instruction_tuning"):
         recipe = Recipe.load(f"tiny/{stage}", [] if parent is None else [f"parent={parent}"])
-        parent = train(recipe, options.runs / stage, resume=(options.runs / stage).exists(), cache=options.runs / "cache")
+        parent = train(
+            recipe, options.runs / stage, resume=(options.runs / stage).exists(), cache=options.runs / "cache"
+        )
     target = HERE / "tiny"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(parent, target)

@@ -4,8 +4,9 @@
 
 Each medium is pulled to a caption of what it carries and pushed from the others of its batch; media with the same
 factors count as positives (arXiv 2004.11362). Linear read-outs of single factors, shared by all media and thrown away
-afterwards, help the contrastive loss along: alone it lives on the easiest factors for long. Batches hold groups of scenes that differ in one factor, the hard
-negatives that make every factor worth encoding. Part of the media is re-compressed, resized or made noisy, as files in the wild are.
+afterwards, help the contrastive loss along: alone it lives on the easiest factors for long. Batches hold groups of
+scenes that differ in one factor, the hard negatives that make every factor worth encoding. Part of the media is
+re-compressed, resized or made noisy, as files in the wild are.
 """
 
 import argparse
@@ -84,7 +85,9 @@ def make_group(job: tuple[str, int, Any]) -> tuple[np.ndarray, list[tuple[int, .
         else:
             samples = render_audio(member, render_seed) * np.float32(rng.uniform(0.3, 1.0))
             if rng.random() < 0.5:
-                samples = samples + np.float32(10 ** rng.uniform(-4, -2)) * rng.standard_normal(len(samples), dtype=np.float32)
+                samples = samples + np.float32(10 ** rng.uniform(-4, -2)) * rng.standard_normal(
+                    len(samples), dtype=np.float32
+                )
             raw = prepare_audio(Audio(torch.from_numpy(samples.astype(np.float32)), 16000), encoder_input)
         made.append(raw.half().numpy())
     return np.stack(made), [tuple(scene.indices.values()) for scene in scenes]
@@ -96,7 +99,9 @@ def recompress_frame(frame: np.ndarray, quality: int) -> np.ndarray:
     return np.asarray(PilImage.open(stream))
 
 
-def make_pool(modality: str, groups: int, seed: int, config: ImageBindConfig, workers: int) -> tuple[torch.Tensor, list[Scene]]:
+def make_pool(
+    modality: str, groups: int, seed: int, config: ImageBindConfig, workers: int
+) -> tuple[torch.Tensor, list[Scene]]:
     encoder_input = ImageBind(modality, config=config).input
     jobs = [(modality, seed * 1_000_003 + index, encoder_input) for index in range(groups)]
     with get_context("fork").Pool(workers) as pool:
@@ -119,7 +124,10 @@ def place_positions(model: ImageBindModel) -> None:
     for tower in ("vision", "audio"):
         stem = model.modality_preprocessors[tower]
         embedding = stem.pos_embedding_helper.pos_embed  # (1, 1 + T, D)
-        _, height, width = (stem.shapes[0][0], *(size // 16 if tower == "audio" else size // 8 for size in stem.shapes[0][1:]))
+        _, height, width = (
+            stem.shapes[0][0],
+            *(size // 16 if tower == "audio" else size // 8 for size in stem.shapes[0][1:]),
+        )
         quarter = embedding.shape[-1] // 4
         rates = torch.pi * torch.arange(1, quarter + 1) / quarter * 4
         rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
@@ -130,7 +138,9 @@ def place_positions(model: ImageBindModel) -> None:
 def vary(raw: torch.Tensor) -> torch.Tensor:
     """Shift, brighten and roughen pictures or clips (B, S, ..., H, W), all of one medium alike: a pool is soon known by heart."""
     count, side = len(raw), raw.shape[-1]
-    padded = F.pad(raw.flatten(1, -3).flatten(0, 1)[:, None], (2, 2, 2, 2), mode="replicate").view(count, -1, side + 4, side + 4)
+    padded = F.pad(raw.flatten(1, -3).flatten(0, 1)[:, None], (2, 2, 2, 2), mode="replicate").view(
+        count, -1, side + 4, side + 4
+    )
     corners = torch.randint(0, 5, (count, 2)).tolist()
     moved = torch.stack([frames[:, y : y + side, x : x + side] for frames, (y, x) in zip(padded, corners, strict=True)])
     gain, shift = 1 + 0.15 * torch.randn(count, 1, 1, 1), 0.2 * torch.randn(count, 1, 1, 1)
@@ -188,7 +198,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--groups", type=int, nargs=3, default=[4000, 1800, 1200], help="pool sizes: image, video, audio")
+    parser.add_argument(
+        "--groups", type=int, nargs=3, default=[4000, 1800, 1200], help="pool sizes: image, video, audio"
+    )
     parser.add_argument("--batch", type=int, nargs=3, default=[96, 32, 64])
     parser.add_argument("--start", type=Path, help="go on from these weights")
     parser.add_argument("--seed", type=int, default=0)
@@ -217,7 +229,9 @@ def main() -> None:
     place_positions(model)
     if options.start:
         model = ImageBindModel.from_pretrained(options.start)
-    readouts = torch.nn.ModuleDict({name: torch.nn.Linear(config.embed_dim, len(values)) for name, values in FACTORS.items()})
+    readouts = torch.nn.ModuleDict(
+        {name: torch.nn.Linear(config.embed_dim, len(values)) for name, values in FACTORS.items()}
+    )
     trained = [p for p in (*model.parameters(), *readouts.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
@@ -243,14 +257,19 @@ def main() -> None:
             logits = model.logit_scale("text") * F.normalize(z, dim=-1) @ t.T
             keys = torch.tensor([[scene.indices[factor] for factor in CARRIES[name]] for scene in chosen])
             same = (keys[:, None] == keys[None]).all(-1).float()
-            loss = 0.5 * (F.cross_entropy(logits, same / same.sum(1, keepdim=True)) + F.cross_entropy(logits.T, same / same.sum(1, keepdim=True)))
+            loss = 0.5 * (
+                F.cross_entropy(logits, same / same.sum(1, keepdim=True))
+                + F.cross_entropy(logits.T, same / same.sum(1, keepdim=True))
+            )
             floor = same.sum(1).log().mean()
             total = total + loss
             for factor in CARRIES[name]:
                 wanted = torch.tensor([scene.indices[factor] for scene in chosen])
                 for read in (z, patches):
                     total = total + 0.5 * F.cross_entropy(10 * readouts[factor](read), wanted)
-            shown.append(f"{name} {loss.item() - floor.item():.3f} top1 {same.gather(1, logits.argmax(1, keepdim=True)).mean().item():.2f}")
+            shown.append(
+                f"{name} {loss.item() - floor.item():.3f} top1 {same.gather(1, logits.argmax(1, keepdim=True)).mean().item():.2f}"
+            )
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -258,7 +277,10 @@ def main() -> None:
         schedule.step()
         average.update()
         if step % 50 == 0:
-            print(f"step {step} {' | '.join(shown)} scale {model.logit_scale('text').item():.1f} {time.time() - started:.0f} s", flush=True)
+            print(
+                f"step {step} {' | '.join(shown)} scale {model.logit_scale('text').item():.1f} {time.time() - started:.0f} s",
+                flush=True,
+            )
         if step % 250 == 249 or step == options.steps - 1:
             average.swap()
             print(json.dumps(probes(model, held)), flush=True)

@@ -107,7 +107,9 @@ def batch(
     tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, rows: int, length: int = 97
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pack dialogues into rows: ids, weights, positions (each (rows, length)) and which dialogue each token belongs to."""
-    ids, weights, positions, owners = (np.zeros((rows, length), dtype) for dtype in (np.int64, np.float32, np.int64, np.int64))
+    ids, weights, positions, owners = (
+        np.zeros((rows, length), dtype) for dtype in (np.int64, np.float32, np.int64, np.int64)
+    )
     for row in range(rows):
         filled, number = 0, 1
         while filled < length:
@@ -138,11 +140,18 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count:
                 asked, factors = about + text, ()
             else:
                 asked, wanted, factors = draw_request(scene, rng), None, CARRIES["image"]
-            (piece,) = render(parse_messages([{"role": "user", "content": asked}]), "plain", bos="<s>", eos="</s>", reply=True)
+            (piece,) = render(
+                parse_messages([{"role": "user", "content": asked}]), "plain", bos="<s>", eos="</s>", reply=True
+            )
             assert isinstance(piece, TextPiece)
             ids = torch.tensor([tokenizer(piece.text, add_special_tokens=False)["input_ids"]])
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, pad_token_id=0, eos_token_id=2
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=40,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=2,
             )
             reply = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
             if wanted is not None:
@@ -207,7 +216,10 @@ def main() -> None:
         schedule.step()
         if step % 100 == 0:
             said = weight == 1
-            print(f"step {step} loss {loss:.3f} answers {losses[said].mean():.4f} {time.time() - started:.0f} s", flush=True)
+            print(
+                f"step {step} loss {loss:.3f} answers {losses[said].mean():.4f} {time.time() - started:.0f} s",
+                flush=True,
+            )
         if step and step % 1000 == 0:
             model.eval()
             print(accuracy(model, tokenizer, 40, 99), flush=True)

@@ -105,10 +105,15 @@ def train_vae(options: argparse.Namespace) -> None:
     print(f"VAE done in {time.time() - started:.0f} s", flush=True)
 
 
-def pipeline(vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionModel, tokenizer: PreTrainedTokenizerFast) -> StableDiffusionPipeline:
+def pipeline(
+    vae: AutoencoderKL, text: CLIPTextModel, unet: UNet2DConditionModel, tokenizer: PreTrainedTokenizerFast
+) -> StableDiffusionPipeline:
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        # With noise prediction and a last step that is not pure noise, where the object stands is read from what shines
+        # through and hardly ever from the caption (arXiv 2305.08891).
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", steps_offset=1,
+    )  # fmt: skip
     made = StableDiffusionPipeline(
         vae=vae, text_encoder=text, unet=unet, tokenizer=tokenizer, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -128,7 +133,9 @@ def partial(scene: Scene, rng: np.random.Generator) -> str:
 
 
 @torch.no_grad()
-def measure(pipe: StableDiffusionPipeline, count: int, seed: int, varied: bool = False) -> tuple[dict[str, float], np.ndarray]:
+def measure(
+    pipe: StableDiffusionPipeline, count: int, seed: int, varied: bool = False
+) -> tuple[dict[str, float], np.ndarray]:
     rng = np.random.default_rng(seed)
     scenes = [Scene.random(rng) for _ in range(count)]
     made = []
@@ -163,7 +170,14 @@ def train_unet(options: argparse.Namespace) -> None:
         attention_head_dim=4,
         norm_num_groups=16,
     )
-    print(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text {sum(p.numel() for p in text.parameters()) / 1e6:.2f} M", flush=True)
+    if options.start:
+        unet = UNet2DConditionModel.from_pretrained(options.start / "unet")
+        text = CLIPTextModel.from_pretrained(options.start / "text_encoder").requires_grad_(False)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.start / "tokenizer")
+    print(
+        f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text {sum(p.numel() for p in text.parameters()) / 1e6:.2f} M",
+        flush=True,
+    )
     pipe = pipeline(vae, text, unet, tokenizer)
     noising = pipe.scheduler
     rng = np.random.default_rng(options.seed)
@@ -176,7 +190,7 @@ def train_unet(options: argparse.Namespace) -> None:
             words += scenes
     store = torch.cat(latents)
     print(f"{len(store)} latents in {time.time() - started:.0f} s, std {store.std():.3f}", flush=True)
-    trained = [*unet.parameters(), *text.parameters()]
+    trained = [parameter for parameter in (*unet.parameters(), *text.parameters()) if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.lr or 1e-3, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
     average = Average(unet, text, decay=0.998)
@@ -186,14 +200,20 @@ def train_unet(options: argparse.Namespace) -> None:
         captions = []
         for index in chosen.tolist():
             draw = rng.random()
-            captions.append("" if draw < 0.1 else partial(words[index], rng) if draw < 0.22 else caption(words[index], "image", None if draw < 0.65 else rng))
+            captions.append(
+                ""
+                if draw < 0.1
+                else partial(words[index], rng)
+                if draw < 0.22
+                else caption(words[index], "image", None if draw < 0.65 else rng)
+            )
         noise = torch.randn_like(store[chosen])
         timesteps = torch.randint(0, 1000, (options.batch_size,))
         noisy = noising.add_noise(store[chosen], noise, timesteps)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             condition = text(tokens(tokenizer, captions)).last_hidden_state
             predicted = unet(noisy, timesteps, condition).sample
-        loss = F.mse_loss(predicted.float(), noise)
+        loss = F.mse_loss(predicted.float(), noising.get_velocity(store[chosen], noise, timesteps))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -202,10 +222,10 @@ def train_unet(options: argparse.Namespace) -> None:
         average.update()
         if step % 100 == 0:
             print(f"step {step} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
-        if (step % 800 == 799) or step == options.steps - 1:
+        if (step % 400 == 399) or step == options.steps - 1:
             average.swap()
             unet.eval(), text.eval()
-            print(step, measure(pipe, 100, 11)[0], flush=True)
+            print(step, measure(pipe, 60, 11)[0], flush=True)
             pipe.save_pretrained(options.out)
             average.swap()
             unet.train(), text.train()
@@ -223,7 +243,9 @@ def finish(options: argparse.Namespace) -> None:
     report = {"steps": STEPS, "guidance": GUIDANCE, "canonical captions": canonical, "varied captions": varied}
     print(json.dumps(report, indent=2))
     (options.out / "measured.json").write_text(json.dumps(report, indent=2) + "\n")
-    (options.out / "mmbridge.json").write_text(json.dumps({"steps": STEPS, "guidance": GUIDANCE, "licence": "Apache-2.0"}, indent=2) + "\n")
+    (options.out / "mmbridge.json").write_text(
+        json.dumps({"steps": STEPS, "guidance": GUIDANCE, "licence": "Apache-2.0"}, indent=2) + "\n"
+    )
 
 
 def main() -> None:
@@ -233,7 +255,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--images", type=int, default=24000)
     parser.add_argument("--lr", type=float)
-    parser.add_argument("--start", type=Path, help="go on from the VAE in this folder, with its decoder alone")
+    parser.add_argument(
+        "--start", type=Path, help="go on from this folder: with the VAE's decoder alone, or with the UNet alone"
+    )
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -20,7 +20,10 @@ SEEN = [
 ]
 DRAWN = [
     {"role": "user", "content": "Draw a red one."},
-    {"role": "assistant", "content": [{"type": "text", "text": "It is red."}, {"type": "image", "caption": "a red one"}]},
+    {
+        "role": "assistant",
+        "content": [{"type": "text", "text": "It is red."}, {"type": "image", "caption": "a red one"}],
+    },
 ]
 WORDS = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is blue."}]
 
@@ -183,7 +186,10 @@ def spoil(folder, how):
         ("missing", r"inputs\.image\.projection\.safetensors is missing \(its hash should be"),
         ("no manifest", r"manifest\.json is missing"),
         ("unknown part", r"does not fit this bridge: it lacks nothing and has \['outputs\.audio\.rows'\] more"),
-        ("other frozen", r"the frozen part 'backbone' .* is not the one it was trained with: .* the manifest wants 0000"),
+        (
+            "other frozen",
+            r"the frozen part 'backbone' .* is not the one it was trained with: .* the manifest wants 0000",
+        ),
         ("other shape", r"does not fit part 'inputs\.image\.projection'"),
     ],
 )
@@ -227,7 +233,12 @@ def test_a_failed_save_keeps_the_earlier_one(bridge, tmp_path, monkeypatch):
         (("outputs", "image", "projection", "dim_out"), 768, (ShapeError, ConfigError), "output 'image'"),
         (("inputs", "image", "projection", "name"), "grupping", ConfigError, "unknown projection 'grupping'"),
         (("backbone", "name"), "causal", ConfigError, "unknown backbone 'causal'; did you mean 'causal_lm'"),
-        (("inputs", "image", "encoder", "modality"), "video", ConfigError, "input 'image' was given an encoder for 'video'"),
+        (
+            ("inputs", "image", "encoder", "modality"),
+            "video",
+            ConfigError,
+            "input 'image' was given an encoder for 'video'",
+        ),
         (("outputs", "image", "num_signals"), 0, ConfigError, "num_signals must be a positive integer"),
     ],
 )

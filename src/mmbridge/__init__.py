@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _LAZY = {"Bridge": "mmbridge.bridge", "Reply": "mmbridge.generation"}
 _MODULES = ("backbones", "decoders", "encoders", "evaluation", "inputs", "media", "outputs", "projections", "synthetic")
-__all__ = ["Bridge", "Reply", "__version__", *_MODULES]  # noqa: PLE0604
+__all__ = ["Bridge", "Reply", "__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

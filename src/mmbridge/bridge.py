@@ -48,7 +48,9 @@ class Bridge(nn.Module):
     Calling a bridge on a ``Batch`` returns its losses by name: ``text``, and ``<modality>.<loss>`` for each way out.
     """
 
-    def __init__(self, backbone: Any, inputs: Mapping[str, Any] | None = None, outputs: Mapping[str, Any] | None = None):
+    def __init__(
+        self, backbone: Any, inputs: Mapping[str, Any] | None = None, outputs: Mapping[str, Any] | None = None
+    ):
         super().__init__()
         self.backbone = backbone
         self.inputs = nn.ModuleDict(inputs or {})
@@ -97,7 +99,11 @@ class Bridge(nn.Module):
             DataError: A medium of the assistant lacks what its target needs.
         """
         tokenizer = self.backbone.tokenizer
-        marks = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or "", "specials": tokenizer.all_special_tokens}
+        marks = {
+            "bos": tokenizer.bos_token or "",
+            "eos": tokenizer.eos_token or "",
+            "specials": tokenizer.all_special_tokens,
+        }
         rendered = []
         wanted: dict[tuple[str, bool], list[tuple[int, int, MediumPart]]] = {}
         for number, dialogue in enumerate(dialogues):
@@ -161,7 +167,13 @@ class Bridge(nn.Module):
     def full_spans(self, batch: Batch) -> list[MediumSpan]:
         """Return the spans inside which attention goes both ways."""
         pairs = ((self.inputs, batch.entering), (self.outputs, batch.leaving))
-        return [span for ways, spans in pairs for name, placed in spans.items() if ways[name].attention == "full" for span in placed]
+        return [
+            span
+            for ways, spans in pairs
+            for name, placed in spans.items()
+            if ways[name].attention == "full"
+            for span in placed
+        ]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score what may come next: (..., D) -> (..., V + emitted rows); added tokens stand behind the base vocabulary."""
@@ -212,7 +224,9 @@ class Bridge(nn.Module):
             losses["text"] = F.cross_entropy(self.logits(flat[batch.predicting]).float(), answers)
         for modality, spans in batch.leaving.items():
             if any(span.content is None for span in spans):
-                raise DataError(f"the batch has media of type {modality!r} to make but no targets; prepare it with targets=True.")
+                raise DataError(
+                    f"the batch has media of type {modality!r} to make but no targets; prepare it with targets=True."
+                )
             places = torch.stack([flat_places(span, batch.ids.shape[1]) for span in spans]).to(flat.device)  # (N, K)
             made = self.outputs[modality].losses(
                 flat[places], flat_embeddings[places], [span.content for span in spans], batch.seed
@@ -307,7 +321,13 @@ class Bridge(nn.Module):
                 count = sum(value.numel() for value in parameters.values())
                 entries[name] = {"sha256": hub.file_sha256(file), "parameters": count}
             hub.write_json(draft / "config.json", config)
-            manifest = {"format": 1, "mmbridge": __version__, "parts": entries, "frozen": frozen, "lineage": self.lineage}
+            manifest = {
+                "format": 1,
+                "mmbridge": __version__,
+                "parts": entries,
+                "frozen": frozen,
+                "lineage": self.lineage,
+            }
             hub.write_json(draft / "manifest.json", manifest)
             (draft / "README.md").write_text(card(manifest), encoding="utf-8")
 
@@ -359,7 +379,9 @@ class Bridge(nn.Module):
         absent = [name for name in parts if name not in entries]
         unknown = [name for name in entries if name not in parts]
         if strict and (absent or unknown):
-            raise CheckpointError(f"{str(source)!r} does not fit this bridge: it lacks {absent or 'nothing'} and has {unknown or 'nothing'} more.")
+            raise CheckpointError(
+                f"{str(source)!r} does not fit this bridge: it lacks {absent or 'nothing'} and has {unknown or 'nothing'} more."
+            )
         read = []
         for name, parameters in parts.items():
             if name in absent:
@@ -367,7 +389,9 @@ class Bridge(nn.Module):
             file = folder / "parts" / f"{name}.safetensors"
             wanted = entries[name]["sha256"]
             if not file.is_file():
-                raise CheckpointError(f"{file} is missing (its hash should be {wanted[:16]}...); restore it from a good copy.")
+                raise CheckpointError(
+                    f"{file} is missing (its hash should be {wanted[:16]}...); restore it from a good copy."
+                )
             found = hub.file_sha256(file)
             if found != wanted:
                 raise CheckpointError(
@@ -378,7 +402,9 @@ class Bridge(nn.Module):
             ours = {key: tuple(value.shape) for key, value in parameters.items()}
             if shapes != ours:
                 clash = sorted(set(shapes.items()) ^ set(ours.items()))[0]
-                raise CheckpointError(f"{file} does not fit part {name!r}, first at {clash[0]} {clash[1]}; build the bridge it was saved from.")
+                raise CheckpointError(
+                    f"{file} does not fit part {name!r}, first at {clash[0]} {clash[1]}; build the bridge it was saved from."
+                )
             with torch.no_grad():
                 for key, value in tensors.items():
                     parameters[key].copy_(value)
@@ -411,7 +437,9 @@ def flat_places(span: MediumSpan, length: int) -> Tensor:
 def part_config(part: Any, path: str) -> dict[str, Any]:
     """Return a part as its registry name and arguments."""
     if not hasattr(part, "arguments"):
-        raise ConfigError(f"{path} ({type(part).__name__}) is not a registered part; decorate it with @register to save it.")
+        raise ConfigError(
+            f"{path} ({type(part).__name__}) is not a registered part; decorate it with @register to save it."
+        )
     config: dict[str, Any] = {"name": part.registry_name}
     for key, value in part.arguments.items():
         if key in _NESTED:
@@ -424,13 +452,19 @@ def part_config(part: Any, path: str) -> dict[str, Any]:
         try:
             config[key] = json.loads(json.dumps(value))
         except TypeError:
-            raise ConfigError(f"{path}.{key} is a {type(value).__name__}, which a configuration can't hold; pass plain data.") from None
+            raise ConfigError(
+                f"{path}.{key} is a {type(value).__name__}, which a configuration can't hold; pass plain data."
+            ) from None
     return config
 
 
 def create_part(parts: registry.Registry, config: Mapping[str, Any]) -> Any:
     """Build a part and the parts inside it."""
-    arguments = {key: create_part(_NESTED[key], value) if key in _NESTED else value for key, value in config.items() if key != "name"}
+    arguments = {
+        key: create_part(_NESTED[key], value) if key in _NESTED else value
+        for key, value in config.items()
+        if key != "name"
+    }
     try:
         return parts.create(config["name"], **arguments)
     except TypeError as error:

@@ -65,7 +65,9 @@ class Reply:
             if isinstance(part, str):
                 content.append({"type": "text", "text": part})
                 continue
-            name = f"{part.modality}-{sum(entry['type'] == part.modality for entry in content)}{SUFFIXES[part.modality]}"
+            name = (
+                f"{part.modality}-{sum(entry['type'] == part.modality for entry in content)}{SUFFIXES[part.modality]}"
+            )
             part.save(folder / name)
             content.append({"type": part.modality, "path": name})
         message = {"role": "assistant", "content": content}
@@ -211,7 +213,8 @@ def generate(
     """
     if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
         raise ConfigError(
-            f"temperature must be at least 0, top_p in (0, 1] and max_new_tokens at least 1, not {temperature}, {top_p}, {max_new_tokens}."
+            "temperature must be at least 0, top_p in (0, 1] and max_new_tokens at least 1, not "
+            f"{temperature}, {top_p}, {max_new_tokens}."
         )
     modes = [(module, module.training) for module in bridge.modules()]
     bridge.eval()
@@ -266,10 +269,7 @@ def _generate(
     for _ in range(max_new_tokens):
         rows = sorted(open_rows)
         scores = bridge.logits(decoding.hidden[rows])
-        if temperature == 0:
-            columns = scores.argmax(-1).tolist()
-        else:
-            columns = [pick(row, scores[index]) for index, row in enumerate(rows)]
+        columns = scores.argmax(-1).tolist() if temperature == 0 else [pick(row, scores[index]) for index, row in enumerate(rows)]
         chosen = {row: bridge.token_of(column) for row, column in zip(rows, columns, strict=True)}
         emitting: dict[int, list[int]] = {}
         for row, token in chosen.items():

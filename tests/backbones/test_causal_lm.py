@@ -64,6 +64,16 @@ def test_adapters_train_and_start_without_effect(source, backbone):
     assert all(value.grad is not None for value in adapted.adapters.values())
 
 
+def test_adapters_of_a_model_in_half_precision_train_in_full(source):
+    adapted = CausalLM(source, lora=Lora(rank=2, alpha=4), template="plain", dtype="bfloat16")
+    assert adapted.dtype == torch.bfloat16
+    assert {value.dtype for value in adapted.adapters.values()} == {torch.float32}
+    hidden = adapted(adapted.embed(IDS))
+    assert hidden.dtype == torch.bfloat16
+    hidden.sum().backward()
+    assert all(value.grad.dtype == torch.float32 for value in adapted.adapters.values())
+
+
 def test_adapters_are_set_by_plain_data_as_in_a_recipe(source):
     adapted = CausalLM(source, lora={"rank": 3, "alpha": 6, "targets": ["q_proj"]}, template="plain")
     assert {tuple(value.shape) for value in adapted.adapters.values()} == {(3, 32), (32, 3)}

@@ -4,18 +4,13 @@ A decoder that can't be built from arguments alone has a function of its registr
 ``tests/decoders/tiny_decoders.py``, that writes a tiny folder.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from decoders import tiny_decoders
 from torch.testing import assert_close
 
 from mmbridge.media import Image
 from mmbridge.registry import decoders as registry
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "decoders"))
-import tiny_decoders
 
 CAPTIONS = ["a red blob", "red", "a wide blob"]
 

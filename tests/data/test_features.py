@@ -26,7 +26,9 @@ class Work:
         values = []
         for part in parts:
             source = part.data if part.data is not None else part.path
-            colour = torch.zeros(3) if source is None else Image.load(source, root=self.root).pixels.float().mean((1, 2))
+            colour = (
+                torch.zeros(3) if source is None else Image.load(source, root=self.root).pixels.float().mean((1, 2))
+            )
             values.append({"colour": colour / 7, "length": torch.tensor([len(part.caption or "")])})
         return values
 

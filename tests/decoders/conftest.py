@@ -1,7 +1,7 @@
 import shutil
 
 import pytest
-import tiny_decoders
+from decoders import tiny_decoders
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +17,5 @@ def folder(shipped, tmp_path):
 
 
 @pytest.fixture
-def parts(tmp_path):
+def components(tmp_path):
     return tiny_decoders.stable_diffusion_parts(tmp_path / "files")

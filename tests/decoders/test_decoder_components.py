@@ -115,13 +115,13 @@ def test_fingerprint_follows_what_is_cached(shipped, folder):
     assert len(seen | {fingerprint()}) == 4
 
 
-def test_fingerprint_of_components_in_memory(parts):
-    decoder = StableDiffusion.from_components(**parts)
+def test_fingerprint_of_components_in_memory(components):
+    decoder = StableDiffusion.from_components(**components)
     before = decoder.fingerprint
     use_everything(decoder)
     assert decoder.fingerprint == before
     with torch.no_grad():
-        parts["vae"].quant_conv.weight.add_(1)
+        components["vae"].quant_conv.weight.add_(1)
     assert decoder.fingerprint != before
 
 
@@ -209,9 +209,7 @@ def test_damage_is_one_sentence(folder, damage, reports):
     with pytest.raises(CheckpointError, match=message) as caught:
         use_everything(StableDiffusion(folder))
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
-    assert not [record for record in reports.records if record.name != "mmbridge"], (
-        "the libraries' own reports are kept away"
-    )
+    assert not [record for record in reports.records if record.name != "mmbridge"], "their own reports are kept away"
 
 
 def test_a_scheduler_that_diffusers_lacks_is_named(folder):

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-import tiny_decoders
 import torch
+from decoders import tiny_decoders
+from decoders.tiny_decoders import DIM, RESOLUTION, SCHEDULE, TOKENS
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler
 from diffusers.training_utils import compute_snr
-from tiny_decoders import DIM, RESOLUTION, SCHEDULE, TOKENS
 from torch.testing import assert_close
 
 from mmbridge.decoders import StableDiffusion
@@ -114,13 +114,13 @@ def test_loading_and_sampling_write_nothing_to_the_screen(shipped, capfd):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_encode_is_what_diffusers_encodes(parts, masked):
-    parts["text_encoder"].config.use_attention_mask = masked
-    wanted, _ = tiny_decoders.stable_diffusion_pipeline(parts).encode_prompt(CAPTIONS, "cpu", 1, False)
-    condition, mask = StableDiffusion.from_components(**parts).encode(CAPTIONS)
+def test_encode_is_what_diffusers_encodes(components, masked):
+    components["text_encoder"].config.use_attention_mask = masked
+    wanted, _ = tiny_decoders.stable_diffusion_pipeline(components).encode_prompt(CAPTIONS, "cpu", 1, False)
+    condition, mask = StableDiffusion.from_components(**components).encode(CAPTIONS)
     assert_close(condition, wanted, rtol=0, atol=0)
     assert not condition.requires_grad and condition.shape == (3, TOKENS, DIM)
-    words = parts["tokenizer"](CAPTIONS)["input_ids"]
+    words = components["tokenizer"](CAPTIONS)["input_ids"]
     assert mask.dtype == torch.bool and mask.sum(1).tolist() == [len(ids) for ids in words]
     assert mask[0].tolist() == sorted(mask[0].tolist(), reverse=True), "own positions come first"
 
@@ -180,12 +180,12 @@ def test_weights_saved_with_the_prefix_of_older_libraries_load(shipped, folder):
     "scheduler", [DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler]
 )
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_sample_is_what_diffusers_paints(parts, scheduler, prediction):
+def test_sample_is_what_diffusers_paints(components, scheduler, prediction):
     options = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
-    parts["scheduler"] = scheduler(**SCHEDULE, steps_offset=1, prediction_type=prediction, **options)
+    components["scheduler"] = scheduler(**SCHEDULE, steps_offset=1, prediction_type=prediction, **options)
     if scheduler is DDIMScheduler:
-        parts["scheduler"].register_to_config(clip_sample=False)
-    pipeline = tiny_decoders.stable_diffusion_pipeline(parts)
+        components["scheduler"].register_to_config(clip_sample=False)
+    pipeline = tiny_decoders.stable_diffusion_pipeline(components)
     condition, empty = pipeline.encode_prompt(CAPTIONS, "cpu", 1, True)
     wanted = pipeline(
         prompt_embeds=condition,
@@ -195,7 +195,7 @@ def test_sample_is_what_diffusers_paints(parts, scheduler, prediction):
         generator=[torch.Generator().manual_seed(seed) for seed in (5, 6, 7)],
         output_type="pil",
     ).images
-    decoder = StableDiffusion.from_components(**parts)
+    decoder = StableDiffusion.from_components(**components)
     made = decoder.sample(condition, seed=5, steps=4, guidance=3.0)
     assert made[0].pixels.shape == (3, RESOLUTION, RESOLUTION)
     # The empty caption is encoded alone here and in a batch there, which may round differently.
@@ -225,17 +225,17 @@ def test_guidance_and_steps_matter(shipped):
     assert not torch.equal(default, pixels(decoder.sample(condition, guidance=60.0)))
 
 
-def test_the_empty_caption_is_encoded_once_and_never_without_guidance(parts):
+def test_the_empty_caption_is_encoded_once_and_never_without_guidance(components):
     calls = []
-    parts["text_encoder"].register_forward_hook(lambda *_: calls.append(1))
-    decoder = StableDiffusion.from_components(**parts, steps=1)
+    components["text_encoder"].register_forward_hook(lambda *_: calls.append(1))
+    decoder = StableDiffusion.from_components(**components, steps=1)
     condition = torch.randn(2, TOKENS, DIM)
     decoder.sample(condition, guidance=1.0)
     assert len(calls) == 0
     for seed in range(3):
         decoder.sample(condition, seed=seed)
     assert len(calls) == 1
-    assert parts["scheduler"].num_inference_steps is None, "sampling leaves no trace in the components"
+    assert components["scheduler"].num_inference_steps is None, "sampling leaves no trace in the components"
 
 
 def test_the_text_encoder_does_not_stay_for_the_empty_caption_alone(shipped):
@@ -272,10 +272,10 @@ def test_half_precision(shipped, dtype):
     assert all(parameter.dtype == torch.bfloat16 for parameter in decoder.parameters())
 
 
-def test_weights_stored_in_half_precision_load_as_asked(parts, tmp_path):
+def test_weights_stored_in_half_precision_load_as_asked(components, tmp_path):
     for name in ("unet", "vae", "text_encoder"):
-        parts[name].half()
-    tiny_decoders.stable_diffusion_pipeline(parts).save_pretrained(tmp_path / "half")
+        components[name].half()
+    tiny_decoders.stable_diffusion_pipeline(components).save_pretrained(tmp_path / "half")
     decoder = StableDiffusion(tmp_path / "half")
     decoder.loss(decoder.encode(CAPTIONS)[0], decoder.target(pictures(3)))
     assert {parameter.dtype for parameter in decoder.parameters()} == {torch.float32}
@@ -309,13 +309,13 @@ def test_unusable_requests_are_refused(shipped):
 # The denoising loss -------------------------------------------------------------------------------------------------
 
 
-def test_target_holds_the_moments_of_the_posterior(parts):
-    decoder = StableDiffusion.from_components(**parts)
+def test_target_holds_the_moments_of_the_posterior(components):
+    decoder = StableDiffusion.from_components(**components)
     images = pictures(2)
     target = decoder.target(images)
     inputs = torch.stack([image.pixels for image in images]) / 127.5 - 1
     with torch.no_grad():
-        posterior = parts["vae"].encode(inputs).latent_dist
+        posterior = components["vae"].encode(inputs).latent_dist
     assert_close(target, torch.cat([posterior.mean, posterior.logvar], dim=1), atol=1e-5, rtol=1e-5)
     assert not target.requires_grad
     assert decoder.target(pictures(1, side=40)).shape == (1, 8, 8, 8), "pictures of any size are resized"
@@ -326,15 +326,15 @@ def test_target_holds_the_moments_of_the_posterior(parts):
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("gamma", [5.0, None])
-def test_loss_is_that_of_the_papers(parts, scheduler, prediction, gamma):
-    parts["scheduler"] = scheduler(**SCHEDULE, prediction_type=prediction)
-    decoder = StableDiffusion.from_components(**parts)
+def test_loss_is_that_of_the_papers(components, scheduler, prediction, gamma):
+    components["scheduler"] = scheduler(**SCHEDULE, prediction_type=prediction)
+    decoder = StableDiffusion.from_components(**components)
     images, condition = pictures(6), torch.randn(6, TOKENS, DIM, generator=torch.Generator().manual_seed(1))
 
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        posterior = parts["vae"].encode(torch.stack([image.pixels for image in images]) / 127.5 - 1).latent_dist
-        latents = posterior.sample(generator) * parts["vae"].config.scaling_factor
+        posterior = components["vae"].encode(torch.stack([image.pixels for image in images]) / 127.5 - 1).latent_dist
+        latents = posterior.sample(generator) * components["vae"].config.scaling_factor
         noise = torch.randn(latents.shape, generator=generator)
         steps = torch.randint(0, 1000, (6,), generator=generator)
         alpha_bar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
@@ -342,7 +342,7 @@ def test_loss_is_that_of_the_papers(parts, scheduler, prediction, gamma):
         for row, step in enumerate(steps.tolist()):  # one by one, in the terms of arXiv 2303.09556
             signal, sigma = alpha_bar[step].sqrt(), (1 - alpha_bar[step]).sqrt()
             noisy = signal * latents[row] + sigma * noise[row]
-            guess = parts["unet"](noisy[None], step, condition[row][None]).sample[0]
+            guess = components["unet"](noisy[None], step, condition[row][None]).sample[0]
             wanted = noise[row] if prediction == "epsilon" else signal * noise[row] - sigma * latents[row]
             snr = (signal / sigma) ** 2
             weight = 1.0 if gamma is None else min(snr, gamma) / (snr if prediction == "epsilon" else snr + 1)

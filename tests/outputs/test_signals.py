@@ -67,7 +67,9 @@ def test_conditions_have_unit_rows_where_the_decoder_wants_them(make, monkeypatc
 def test_targets_are_the_decoders_own_conditions(make):
     way = make()
     first, second = way.targets([None, PICTURE], ["red", "blue"])
-    torch.testing.assert_close(torch.stack([first["condition"], second["condition"]]), way.decoder.encode(["red", "blue"])[0])
+    torch.testing.assert_close(
+        torch.stack([first["condition"], second["condition"]]), way.decoder.encode(["red", "blue"])[0]
+    )
     assert "latent" not in second
 
 
@@ -137,5 +139,3 @@ def test_faults_are_named(make, parts, backbone):
     wrong = SignalTransformer(32, 768, 12, **SIZES)
     with pytest.raises(ShapeError, match="output 'image': .*the decoder takes width 16"):
         Signals(wrong, StableDiffusion(parts["sd"])).build("image", backbone)
-
-

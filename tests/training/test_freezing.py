@@ -72,7 +72,9 @@ def test_table_lists_every_part_with_counts(bridge):
     for name, parameters in bridge.parts().items():
         count = sum(value.numel() for value in parameters.values())
         assert rows[name] == [f"{count:,}", "yes" if name in ("inputs.image.projection", "backbone.lora") else "no"]
-    frozen = sum(value.numel() for value in bridge.backbone.parameters()) - int(rows["backbone.lora"][0].replace(",", ""))
+    frozen = sum(value.numel() for value in bridge.backbone.parameters()) - int(
+        rows["backbone.lora"][0].replace(",", "")
+    )
     assert rows["backbone"] == [f"{frozen:,}", "no"]
     assert rows["outputs.image.decoder"] == ["not", "loaded", "yet", "no"]
     total = trainable_table(bridge).splitlines()[-1]

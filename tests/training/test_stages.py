@@ -1,5 +1,6 @@
 """Stages as declarations, and the schedule."""
 
+import itertools
 import math
 
 import pytest
@@ -13,7 +14,7 @@ def test_learning_rate_rises_then_falls_to_almost_nothing():
     assert linear[:11] == pytest.approx([(step + 1) / 10 for step in range(10)] + [1.0])
     assert linear[55] == pytest.approx(0.5)
     assert 0 < linear[-1] < 0.02
-    assert all(later < earlier for earlier, later in zip(linear[10:], linear[11:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(linear))
 
 
 def test_cosine_and_constant_schedules():
@@ -29,7 +30,11 @@ def test_cosine_and_constant_schedules():
     ("stage", "parts", "losses"),
     [
         ("encoder_alignment", ["inputs.image.projection"], {"text": 1.0, "image.alignment": 0.0}),
-        ("decoder_alignment", ["outputs.image.projection", "outputs.image.rows"], {"image.alignment": 1.0, "text": 0.1}),
+        (
+            "decoder_alignment",
+            ["outputs.image.projection", "outputs.image.rows"],
+            {"image.alignment": 1.0, "text": 0.1},
+        ),
         ("decoder_alignment", ["outputs.image.projection"], {"image.denoising": 1.0}),
         ("instruction_tuning", ["backbone.lora", "inputs.image.projection"], {"text": 1.0}),
     ],

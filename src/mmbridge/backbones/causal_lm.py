@@ -48,7 +48,9 @@ class CausalLM(nn.Module):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.source, self.revision, self._template = str(source), revision, template
-        self.lora = Lora(**{**lora, "targets": tuple(lora.get("targets", Lora.targets))}) if isinstance(lora, dict) else lora
+        self.lora = (
+            Lora(**{**lora, "targets": tuple(lora.get("targets", Lora.targets))}) if isinstance(lora, dict) else lora
+        )
         self._tokenizer: Any = None
         if torch.get_default_device().type == "meta":
             config = AutoConfig.from_pretrained(hub.resolve_config(source))
@@ -201,7 +203,9 @@ class CausalLM(nn.Module):
     def checkpoint_activations(self) -> None:
         """Recompute activations in the backward pass instead of storing them."""
         # The second is what transformers called it before 5.20.
-        enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        enable = (
+            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        )
         enable({"use_reentrant": False})
         # transformers makes embeddings of a model with adapters require gradients, which only reentrant checkpoints need.
         self.model.disable_input_require_grads()

@@ -26,7 +26,7 @@ class Lora:
 
 
 def add_lora(model: Any, lora: Lora) -> dict[str, nn.Parameter]:
-    """Insert adapters into a transformers model in place; only they require gradients.
+    """Insert adapters in float32 into a transformers model in place; only they require gradients.
 
     Returns:
         The adapters' parameters by name.
@@ -36,12 +36,20 @@ def add_lora(model: Any, lora: Lora) -> dict[str, nn.Parameter]:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+    linear = sorted(
+        {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    )
     missing = [target for target in lora.targets if target not in linear]
     if missing:
-        raise ConfigError(f"LoRA target {missing[0]!r} is no linear layer of this backbone; it has {', '.join(linear)}.")
+        raise ConfigError(
+            f"LoRA target {missing[0]!r} is no linear layer of this backbone; it has {', '.join(linear)}."
+        )
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
     )
     inject_adapter_in_model(config, model)
-    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    adapters = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    for parameter in adapters.values():
+        # Small updates vanish in the half precision of a frozen model.
+        parameter.data = parameter.data.float()
+    return adapters

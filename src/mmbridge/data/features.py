@@ -90,7 +90,9 @@ class FeatureStore:
             except OSError as error:
                 raise CheckpointError(f"the cache folder {self.folder} can't be made ({error.strerror}).") from error
             # In the order of writing, since a later shard may hold a repaired value.
-            for shard in sorted(self.folder.glob("*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file.name)):
+            for shard in sorted(
+                self.folder.glob("*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file.name)
+            ):
                 self._index(shard)
             self._read_files()
 
@@ -125,7 +127,9 @@ class FeatureStore:
             CheckpointError: A shard can't be written.
         """
         keys = [self._key(fingerprint, part, root) for part in parts]
-        missing = {key: part for key, part in zip(keys, parts, strict=True) if key not in self._ready and not self._load(key)}
+        missing = {
+            key: part for key, part in zip(keys, parts, strict=True) if key not in self._ready and not self._load(key)
+        }
         todo = list(missing.items())
         for start in range(0, len(todo), _CHUNK):
             chunk = todo[start : start + _CHUNK]
@@ -191,7 +195,7 @@ class FeatureStore:
             log.warning("a cached value in %s was altered; it is computed again", self.folder)
             del self._stored[key]
             return False
-        self._ready[key] = tensors[""] if "" in tensors else tensors  # type: ignore[assignment]
+        self._ready[key] = tensors.get("", tensors)  # type: ignore[assignment]
         return True
 
     def _index(self, path: Path) -> None:
@@ -204,7 +208,15 @@ class FeatureStore:
             path.unlink(missing_ok=True)
 
     def _key(self, fingerprint: str, part: MediumPart, root: str | Path | None) -> str:
-        facts = [fingerprint, part.type, self._content(part, root), part.caption, part.sample_rate, part.fps, self.dtype]
+        facts = [
+            fingerprint,
+            part.type,
+            self._content(part, root),
+            part.caption,
+            part.sample_rate,
+            part.fps,
+            self.dtype,
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 
     def _content(self, part: MediumPart, root: str | Path | None) -> str | None:

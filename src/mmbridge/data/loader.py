@@ -5,6 +5,7 @@ batches that it would have had.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -80,7 +81,9 @@ class PreparedData:
                     f"holds {self.bridge.backbone.context}; split it or shorten it."
                 )
             if all(label == IGNORED for label in sequence.labels):
-                raise DataError(f"{self._where(index)}: the assistant says nothing, so there is nothing to learn; add its turn.")
+                raise DataError(
+                    f"{self._where(index)}: the assistant says nothing, so there is nothing to learn; add its turn."
+                )
         return sequences
 
     def _sequences(self, dialogues: Sequence[Any]) -> list[TokenSequence]:
@@ -134,14 +137,16 @@ def permutation(count: int, seed: int, epoch: int) -> list[int]:
 def window_batches(lengths: Sequence[int], size: int, seed: int, window: int) -> list[list[int]]:
     """Return the samples of the 8 batches of a window.
 
-    Shuffled epochs follow one another and are cut into windows; inside a window, samples of similar length share a batch,
-    since dialogues of one turn padded to the longest would waste half the work, and the batches are shuffled.
+    Shuffled epochs follow one another and are cut into windows; inside a window, samples whose lengths differ by less
+    than a factor of 1.4 or so share a batch, since padding all to the longest dialogue wastes half of the work, and the
+    batches are shuffled. Sorting by length itself would make batches of a single answer, which learn badly.
     """
     count, total = len(lengths), _WINDOW * size
     places = range(window * total, (window + 1) * total)
     members = [permutation(count, seed, place // count)[place % count] for place in places]
-    members.sort(key=lambda index: lengths[index])  # stable, so that equal lengths stay shuffled
     generator = torch.Generator().manual_seed(step_seed(seed, 4, window))
+    shift = float(torch.rand((), generator=generator))  # so that no two lengths are always kept apart
+    members.sort(key=lambda index: int(2 * math.log2(lengths[index]) + shift))  # stable: still shuffled inside
     order: list[int] = torch.randperm(_WINDOW, generator=generator).tolist()
     return [members[place * size : (place + 1) * size] for place in order]
 

@@ -45,7 +45,9 @@ class JsonlData:
                         self._lines.append((offset, number))
                     offset += len(line)
         except OSError as error:
-            raise DataError(f"the data file {str(path)!r} can't be read ({error.strerror}); give a JSONL file.") from None
+            raise DataError(
+                f"the data file {str(path)!r} can't be read ({error.strerror}); give a JSONL file."
+            ) from None
         if not self._lines:
             raise DataError(f'{path} holds no dialogue; write one {{"messages": [...]}} per line.')
 

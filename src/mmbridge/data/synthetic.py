@@ -219,7 +219,9 @@ class SyntheticData:
         while not messages or (rng.random() < self.turns and len(messages) < 6):
             first = opening(source, scene, self.seed * self.pool + entry, rng) if not messages else []
             if messages and kind in ("describe", "question", "convert"):
-                kind = str(rng.choice([other for other in ("describe", "question", "convert") if other in self.weights]))
+                kind = str(
+                    rng.choice([other for other in ("describe", "question", "convert") if other in self.weights])
+                )
             if kind == "convert":
                 words = shared_caption(scene, source)
                 messages += exchange(convert_request(source, rng), f"Here is {words}.", words, first)
@@ -243,11 +245,15 @@ class SyntheticData:
             rng = np.random.default_rng([seed, 9])
             tasks = [make_task(source, made, Scene.random(rng, "unseen"), 10_000_000 + seed + i) for i in range(count)]
             replies = bridge.generate([list(task.messages) for task in tasks], max_new_tokens=40)
-            accuracy[f"{source} to {made}"] = float(np.mean([is_right(*pair) for pair in zip(tasks, replies, strict=True)]))
+            accuracy[f"{source} to {made}"] = float(
+                np.mean([is_right(*pair) for pair in zip(tasks, replies, strict=True)])
+            )
         return accuracy
 
 
-def exchange(asked: str, answer: str, picture: str | None = None, first: Sequence[dict[str, Any]] = ()) -> list[Message]:
+def exchange(
+    asked: str, answer: str, picture: str | None = None, first: Sequence[dict[str, Any]] = ()
+) -> list[Message]:
     """Return a turn of the user and a reply, which ends with a picture of that caption if one is given."""
     reply: list[dict[str, Any]] = [{"type": "text", "text": answer}]
     if picture is not None:

@@ -52,7 +52,10 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 def make_tasks(source: str, wanted: str, split: str, count: int, seed: int) -> list[Task]:
     """Return evaluation tasks of one direction, on fresh renderings."""
     rng = np.random.default_rng([seed, len(source), len(wanted), len(split)])
-    return [make_task(source, wanted, Scene.random(rng, split), RENDERING + seed * 100_000 + index) for index in range(count)]
+    return [
+        make_task(source, wanted, Scene.random(rng, split), RENDERING + seed * 100_000 + index)
+        for index in range(count)
+    ]
 
 
 def gold_accuracy(decoder: Any, tasks: Sequence[Task], seed: int, batch_size: int) -> float:
@@ -68,7 +71,9 @@ def gold_accuracy(decoder: Any, tasks: Sequence[Task], seed: int, batch_size: in
     return float(np.mean(right))
 
 
-def measure(bridge: Any, tasks: Sequence[Task], *, seed: int = 0, batch_size: int = 50, progress: Any = None) -> list[bool]:
+def measure(
+    bridge: Any, tasks: Sequence[Task], *, seed: int = 0, batch_size: int = 50, progress: Any = None
+) -> list[bool]:
     """Return for each task whether the bridge's reply is right."""
     right = []
     for start in range(0, len(tasks), batch_size):
@@ -88,7 +93,13 @@ def directions(bridge: Any) -> list[tuple[str, str]]:
 
 
 def evaluate(
-    bridge: Any, out: str | Path, *, samples: int = 200, seed: int = 0, splits: Sequence[str] = ("unseen", "seen"), progress: bool = True
+    bridge: Any,
+    out: str | Path,
+    *,
+    samples: int = 200,
+    seed: int = 0,
+    splits: Sequence[str] = ("unseen", "seen"),
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Measure every direction and write ``any_to_any.json``.
 

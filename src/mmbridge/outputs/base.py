@@ -50,7 +50,9 @@ class Output(Protocol):
     def ids(self, target: dict[str, Tensor]) -> list[int]:
         """Return the span's ids, counted from this output's first row."""
 
-    def losses(self, hidden: Tensor, embeddings: Tensor, targets: Sequence[dict[str, Tensor]], seed: int) -> dict[str, Tensor]:
+    def losses(
+        self, hidden: Tensor, embeddings: Tensor, targets: Sequence[dict[str, Tensor]], seed: int
+    ) -> dict[str, Tensor]:
         """Return losses by name for N spans: hidden states and input embeddings (N, K, D) each."""
 
     def render(self, span: Span, seeds: Sequence[int], first: int) -> list[Any]:

@@ -96,7 +96,9 @@ class Signals(nn.Module):
         """
         missing = next((index for index, caption in enumerate(captions) if caption is None), None)
         if missing is not None:
-            raise DataError(f"medium {missing} that the assistant gives has no 'caption' to align to; add one to the part.")
+            raise DataError(
+                f"medium {missing} that the assistant gives has no 'caption' to align to; add one to the part."
+            )
         conditions, _ = self.decoder.encode([str(caption) for caption in captions])  # (N, tokens, dim)
         targets = [{"condition": condition} for condition in conditions]
         if self.denoising:
@@ -128,7 +130,9 @@ class Signals(nn.Module):
         condition = self.projection(states.to(next(self.projection.parameters()).dtype))
         return F.normalize(condition, dim=-1) if self.decoder.spec.normalized else condition
 
-    def losses(self, hidden: Tensor, embeddings: Tensor, targets: Sequence[dict[str, Tensor]], seed: int) -> dict[str, Tensor]:
+    def losses(
+        self, hidden: Tensor, embeddings: Tensor, targets: Sequence[dict[str, Tensor]], seed: int
+    ) -> dict[str, Tensor]:
         """Return ``alignment`` and, where targets hold latents, ``denoising``.
 
         Args:
@@ -141,7 +145,9 @@ class Signals(nn.Module):
         wanted = torch.stack([target["condition"] for target in targets]).to(condition)
         difference = (condition - wanted).float()
         # "norm" is the published loss; its gradient is undefined at zero, hence the floor.
-        alignment = difference.square().mean() if self.alignment == "mse" else difference.norm(dim=-1).clamp_min(1e-6).mean()
+        alignment = (
+            difference.square().mean() if self.alignment == "mse" else difference.norm(dim=-1).clamp_min(1e-6).mean()
+        )
         losses = {"alignment": alignment}
         if self.denoising:
             latent = torch.stack([target["latent"] for target in targets]).to(condition.device)

@@ -119,7 +119,9 @@ class Metrics(StepCallback):
             return
         check_finite(stage, step)
         values = stage.take_recent()
-        values["train/lr"] = stage.settings.lr * rate(step - 1, stage.steps, stage.settings.warmup, stage.settings.schedule)
+        values["train/lr"] = stage.settings.lr * rate(
+            step - 1, stage.steps, stage.settings.warmup, stage.settings.schedule
+        )
         values["train/gradient_norm"] = float(stage.norm)
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
@@ -177,7 +179,9 @@ class Validation(StepCallback):
         """Answer the prompts, and write prompts and replies, media included."""
         folder = self.folder / f"step-{step}"
         cut = [cut_reply(messages) for messages in self.prompts]
-        replies = bridge.generate([prompt for prompt, _ in cut], root=getattr(self.held.data, "root", None), max_new_tokens=64)
+        replies = bridge.generate(
+            [prompt for prompt, _ in cut], root=getattr(self.held.data, "root", None), max_new_tokens=64
+        )
         for number, ((prompt, wanted), reply) in enumerate(zip(cut, replies, strict=True)):
             reply.save(folder / str(number))
             asked = describe_messages(prompt)
@@ -274,5 +278,7 @@ def describe_messages(messages: Sequence[Any]) -> str:
     for turn in parse_messages(messages):
         for part in turn.parts:
             text = getattr(part, "text", None)
-            words.append(text if text is not None else f"<{part.type} {part.path or part.caption or ''}>".replace(" >", ">"))
+            words.append(
+                text if text is not None else f"<{part.type} {part.path or part.caption or ''}>".replace(" >", ">")
+            )
     return " ".join(words)

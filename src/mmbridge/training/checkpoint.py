@@ -77,13 +77,19 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     try:
         content = (folder / _TENSORS).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{folder / _TENSORS} can't be read ({error.strerror}); delete {folder} and resume.") from None
+        raise CheckpointError(
+            f"{folder / _TENSORS} can't be read ({error.strerror}); delete {folder} and resume."
+        ) from None
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
-        raise CheckpointError(f"{folder / _TENSORS} was altered: its hash is not the recorded one; delete {folder} and resume.")
+        raise CheckpointError(
+            f"{folder / _TENSORS} was altered: its hash is not the recorded one; delete {folder} and resume."
+        )
     try:
         tensors = load(content)
     except SafetensorError as error:
-        raise CheckpointError(f"{folder / _TENSORS} is no safetensors file ({error}); delete {folder} and resume.") from None
+        raise CheckpointError(
+            f"{folder / _TENSORS} is no safetensors file ({error}); delete {folder} and resume."
+        ) from None
     state: dict[str, Any] = _decode(record["state"], tensors)
     return state
 
@@ -132,7 +138,9 @@ def _encode(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
         return {"dict": [[_encode(part, tensors, path) for part in (key, item)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return {type(value).__name__: [_encode(item, tensors, path) for item in value]}
-    raise CheckpointError(f"{path} holds a {type(value).__name__}, which is neither a tensor nor plain data; don't save it.")
+    raise CheckpointError(
+        f"{path} holds a {type(value).__name__}, which is neither a tensor nor plain data; don't save it."
+    )
 
 
 def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -145,5 +153,3 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
     items = [_decode(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items
-
-

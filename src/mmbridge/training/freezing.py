@@ -22,7 +22,9 @@ def select_parts(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
         raise ConfigError(f"train is empty, so nothing would be trained; name parts of {', '.join(names)}.")
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"train has {pattern!r}, which matches no part of this bridge{suggest(pattern, list(names))}")
+            raise ConfigError(
+                f"train has {pattern!r}, which matches no part of this bridge{suggest(pattern, list(names))}"
+            )
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
@@ -48,7 +50,9 @@ def freeze(bridge: Any, patterns: Sequence[str]) -> list[str]:
             parameter.requires_grad_(True)
     for name, parameters in parts.items():
         if name not in chosen and any(id(parameter) in declared for parameter in parameters.values()):
-            raise ConfigError(f"part {name!r} shares parameters with one that trains, but is not named in train; add it.")
+            raise ConfigError(
+                f"part {name!r} shares parameters with one that trains, but is not named in train; add it."
+            )
     set_modes(bridge)
     return chosen
 
@@ -68,7 +72,11 @@ def trainable_table(bridge: Any) -> str:
     parts = bridge.parts()
     counted = {id(parameter) for parameters in parts.values() for parameter in parameters.values()}
     rows = [
-        (name, sum(value.numel() for value in parameters.values()), any(value.requires_grad for value in parameters.values()))
+        (
+            name,
+            sum(value.numel() for value in parameters.values()),
+            any(value.requires_grad for value in parameters.values()),
+        )
         for name, parameters in parts.items()
     ]
     for name, module in _frozen_modules(bridge).items():
@@ -108,6 +116,10 @@ def _frozen_modules(bridge: Any) -> dict[str, nn.Module]:
         for modality, way in ways.items():
             trained = {id(module) for module in way.trainable().values()}
             modules.update(
-                {f"{side}.{modality}.{name}": module for name, module in way.named_children() if id(module) not in trained}
+                {
+                    f"{side}.{modality}.{name}": module
+                    for name, module in way.named_children()
+                    if id(module) not in trained
+                }
             )
     return modules

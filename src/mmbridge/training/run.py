@@ -82,7 +82,9 @@ def _claim(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Path | N
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif present and not resume:
-        raise ConfigError(f"{out} already holds a run ({', '.join(present)}); give --resume, --overwrite or another folder.")
+        raise ConfigError(
+            f"{out} already holds a run ({', '.join(present)}); give --resume, --overwrite or another folder."
+        )
     elif resume and (out / "recipe.yaml").exists():
         before, now = (_flat(entry.to_dict()) for entry in (Recipe.load(out / "recipe.yaml"), recipe))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -112,14 +114,24 @@ def _train(recipe: Recipe, out: Path, cache: Path, progress: bool) -> Path:
     data, held = build_data(recipe)
     store = FeatureStore(cache)
     prepared = prepare_all(bridge, data, store, progress=progress)
-    prepared_held = None if held is None else prepare_all(bridge, held, store, label="validation data", progress=progress)
+    prepared_held = (
+        None if held is None else prepare_all(bridge, held, store, label="validation data", progress=progress)
+    )
     print(store.describe(), flush=True)
 
     found = latest_checkpoint(out / "checkpoints")
     start = 0 if found is None else step_of(found)
     stage = Stage(bridge, recipe.losses, recipe.optimizer, run.steps)
     began = time.monotonic()
-    _fit(stage, recipe, out, found, StepBatches(prepared, run.batch_size, run.seed, start * run.accumulate), prepared_held, progress)
+    _fit(
+        stage,
+        recipe,
+        out,
+        found,
+        StepBatches(prepared, run.batch_size, run.seed, start * run.accumulate),
+        prepared_held,
+        progress,
+    )
     seconds = time.monotonic() - began
     done = run.steps - start
     bridge.eval()
@@ -226,7 +238,9 @@ def _lineage_entry(recipe: Recipe, trained: list[str]) -> dict[str, Any]:
 def _flat(values: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {path: values}
-    return {key: leaf for name, value in values.items() for key, leaf in _flat(value, f"{path}.{name}".strip(".")).items()}
+    return {
+        key: leaf for name, value in values.items() for key, leaf in _flat(value, f"{path}.{name}".strip(".")).items()
+    }
 
 
 @contextlib.contextmanager

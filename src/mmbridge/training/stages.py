@@ -56,7 +56,9 @@ def check_stage(stage: str, parts: Sequence[str], losses: Mapping[str, float]) -
                     "choose stage 'instruction_tuning'."
                 )
     if not any(fnmatch.filter(active, pattern) for pattern in rules.needs):
-        raise ConfigError(f"stage {stage!r} needs the loss {' or '.join(rules.needs)} with a weight above 0; add it to losses.")
+        raise ConfigError(
+            f"stage {stage!r} needs the loss {' or '.join(rules.needs)} with a weight above 0; add it to losses."
+        )
 
 
 def rate(step: int, steps: int, warmup: float, schedule: str) -> float:
@@ -181,5 +183,7 @@ class Stage(LightningModule):
         found = {name: tuple(value.shape) for name, value in state_dict.items()}
         if wanted != found:
             clash = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
-            raise CheckpointError(f"the checkpoint does not fit this recipe, first at {clash}; resume with the recipe it was made by.")
+            raise CheckpointError(
+                f"the checkpoint does not fit this recipe, first at {clash}; resume with the recipe it was made by."
+            )
         return super().load_state_dict(state_dict, strict=False)
