@@ -193,7 +193,7 @@ def train_unet(options: argparse.Namespace) -> None:
     trained = [parameter for parameter in (*unet.parameters(), *text.parameters()) if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.lr or 1e-3, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
-    average = Average(unet, text, decay=0.998)
+    average = Average(unet, text, decay=0.995)
     torch.manual_seed(options.seed)
     for step in range(options.steps):
         chosen = torch.randint(len(store), (options.batch_size,))
@@ -209,6 +209,9 @@ def train_unet(options: argparse.Namespace) -> None:
             )
         noise = torch.randn_like(store[chosen])
         timesteps = torch.randint(0, 1000, (options.batch_size,))
+        # Where the object stands shines through all but the strongest noise, so that is where the caption is needed.
+        strongest = torch.randint(850, 1000, (options.batch_size,))
+        timesteps = torch.where(torch.rand(options.batch_size) < 0.5, strongest, timesteps)
         noisy = noising.add_noise(store[chosen], noise, timesteps)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             condition = text(tokens(tokenizer, captions)).last_hidden_state
@@ -236,10 +239,14 @@ def finish(options: argparse.Namespace) -> None:
     """Store in fp16, reload, and measure what is shipped."""
     pipe = StableDiffusionPipeline.from_pretrained(options.out, torch_dtype=torch.float16, safety_checker=None)
     pipe.save_pretrained(options.out)
+    for file in options.out.rglob("*.json"):  # where it was built is nobody's concern
+        config = json.loads(file.read_text())
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n")
     pipe = StableDiffusionPipeline.from_pretrained(options.out, torch_dtype=torch.float32, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    canonical, _ = measure(pipe, 400, 4321)
-    varied, _ = measure(pipe, 400, 4322, varied=True)
+    canonical, _ = measure(pipe, options.count, 4321)
+    varied, _ = measure(pipe, options.count, 4322, varied=True)
     report = {"steps": STEPS, "guidance": GUIDANCE, "canonical captions": canonical, "varied captions": varied}
     print(json.dumps(report, indent=2))
     (options.out / "measured.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -258,6 +265,7 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="go on from this folder: with the VAE's decoder alone, or with the UNet alone"
     )
+    parser.add_argument("--count", type=int, default=400, help="pictures to measure, twice")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -119,7 +119,9 @@ class Bridge(nn.Module):
                 continue
             way = self.outputs[modality] if leaving else self.inputs[modality]
             # Only what a result depends on, so that nothing else is read or makes a stored result look new.
-            unread = {"caption": None} if not leaving else {} if way.reads_media else {"path": None, "data": None}
+            unread: dict[str, Any] = (
+                {"caption": None} if not leaving else {} if way.reads_media else {"path": None, "data": None}
+            )
             parts = [dataclasses.replace(part, **unread) for _, _, part in entries]
 
             def compute(parts: Sequence[MediumPart], way: Any = way, leaving: bool = leaving) -> list[Any]:
@@ -258,6 +260,14 @@ class Bridge(nn.Module):
             parts["backbone.lora"] = dict(self.backbone.adapters)
         return parts
 
+    def frozen(self) -> dict[str, dict[str, Any]]:
+        """Return the manifest entries of the frozen parts by name: ``backbone``, ``inputs.image.encoder``, ..."""
+        entries = {"backbone": self.backbone.describe()}
+        for side, ways in (("inputs", self.inputs), ("outputs", self.outputs)):
+            for modality, way in ways.items():
+                entries.update({f"{side}.{modality}.{name}": entry for name, entry in way.describe().items()})
+        return entries
+
     # Use -------------------------------------------------------------------------------------------------------------
 
     def generate(self, messages: Sequence[Any], **options: Any) -> Any:
@@ -307,11 +317,7 @@ class Bridge(nn.Module):
         Raises:
             CheckpointError: Writing failed; what was there before is unchanged.
         """
-        config = self.config()
-        frozen = {"backbone": self.backbone.describe()}
-        for side, ways in (("inputs", self.inputs), ("outputs", self.outputs)):
-            for modality, way in ways.items():
-                frozen.update({f"{side}.{modality}.{name}": entry for name, entry in way.describe().items()})
+        config, frozen = self.config(), self.frozen()
         with hub.atomic_folder(Path(folder)) as draft:
             entries = {}
             (draft / "parts").mkdir()
@@ -342,8 +348,9 @@ class Bridge(nn.Module):
         manifest = hub.read_json(folder / "manifest.json")
         bridge = cls.from_config(hub.read_json(folder / "config.json"))
         bridge.load_parts(source)
+        present = bridge.frozen()
         for name, entry in manifest["frozen"].items():
-            found = bridge.frozen_sha256(name)
+            found = present[name]["sha256"]
             if entry["sha256"] and found != entry["sha256"]:
                 raise CheckpointError(
                     f"the frozen part {name!r} of {str(source)!r} is not the one it was trained with: its weights have hash "
@@ -352,13 +359,6 @@ class Bridge(nn.Module):
         bridge.lineage = manifest["lineage"]
         bridge.eval()
         return bridge
-
-    def frozen_sha256(self, name: str) -> str | None:
-        """Return the hash of a frozen part's weights, as its manifest entry has it."""
-        if name == "backbone":
-            return self.backbone.describe()["sha256"]
-        side, modality, part = name.split(".")
-        return getattr(self, side)[modality].describe()[part]["sha256"]
 
     def load_parts(self, source: str | Path, *, strict: bool = True) -> list[str]:
         """Read trained parts from a saved bridge.

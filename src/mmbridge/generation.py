@@ -269,7 +269,11 @@ def _generate(
     for _ in range(max_new_tokens):
         rows = sorted(open_rows)
         scores = bridge.logits(decoding.hidden[rows])
-        columns = scores.argmax(-1).tolist() if temperature == 0 else [pick(row, scores[index]) for index, row in enumerate(rows)]
+        columns = (
+            scores.argmax(-1).tolist()
+            if temperature == 0
+            else [pick(row, scores[index]) for index, row in enumerate(rows)]
+        )
         chosen = {row: bridge.token_of(column) for row, column in zip(rows, columns, strict=True)}
         emitting: dict[int, list[int]] = {}
         for row, token in chosen.items():

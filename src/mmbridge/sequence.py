@@ -65,8 +65,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move ids, answers and mask; features and targets move when they are used."""
-        moved = (tensor.to(device) for tensor in (self.ids, self.predicting, self.answers, self.mask))
-        return Batch(*moved, self.entering, self.leaving, self.seed)
+        ids, predicting, answers, mask = (
+            tensor.to(device) for tensor in (self.ids, self.predicting, self.answers, self.mask)
+        )
+        return Batch(ids, predicting, answers, mask, self.entering, self.leaving, self.seed)
 
 
 def check_supported(part: MediumPart, supervised: bool, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ def same(first, second):
 
 
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
-    lengths = [index * 7 % 11 for index in range(32)]
+    lengths = [1 + index * 7 % 11 for index in range(32)]
     epochs = [window_batches(lengths, 4, 0, window) for window in range(6)]  # 8 batches of 4 are an epoch of 32
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == [4] * 8
@@ -70,7 +70,7 @@ def test_answers_of_slightly_different_length_are_mixed():
 
 
 def test_order_depends_on_the_seed_and_step_alone():
-    lengths = list(range(100))
+    lengths = list(range(1, 101))
     assert window_batches(lengths, 8, 3, 17) == window_batches(lengths, 8, 3, 17)
     assert window_batches(lengths, 8, 3, 17) != window_batches(lengths, 8, 4, 17)
     assert {index for batch in window_batches([5, 5, 5], 8, 0, 0) for index in batch} == {0, 1, 2}

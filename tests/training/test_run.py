@@ -2,7 +2,9 @@
 
 import csv
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +273,57 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(finished, make, cache):
 def test_resuming_a_finished_run_returns_its_bridge(finished, make, capsys):
     assert train(make(validation=True), finished, resume=True) == finished / "bridge"
     assert "finished already" in capsys.readouterr().out
+
+
+def test_a_run_killed_while_its_bridge_was_saved_only_saves_it(make, cache, tmp_path):
+    out = tmp_path / "run"
+    recipe = make(steps=4, save_every=4)
+    before = Bridge.from_pretrained(train(recipe, out, cache=cache, progress=False)).parts()
+    logged = losses(out)
+    shutil.rmtree(out / "bridge")
+    after = Bridge.from_pretrained(train(recipe, out, cache=cache, resume=True, progress=False)).parts()
+    assert all(torch.equal(value, after[part][key]) for part in before for key, value in before[part].items())
+    assert losses(out) == logged
+
+
+def test_a_run_that_failed_before_it_began_is_no_obstacle(make, cache, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(CheckpointError, match="no file or folder"):
+        train(make(steps=2, changes={"parent": "./nowhere"}), out, cache=cache, progress=False)
+    assert train(make(steps=2), out, cache=cache, progress=False) == out / "bridge"
+
+
+def test_a_parent_without_common_parts_is_refused(make, cache, tmp_path, parts):
+    config = tiny.bridge_config(parts)
+    Bridge.from_config({**config, "outputs": {}}).save_pretrained(tmp_path / "reader")
+    alone = {**config, "inputs": {}}
+    changes = {"bridge": alone, "parent": str(tmp_path / "reader")}
+    with pytest.raises(ConfigError, match="no part in common"):
+        train(make(stage="decoder_alignment", changes=changes), tmp_path / "run", cache=cache, progress=False)
+
+
+def test_other_frozen_weights_than_the_parents_are_pointed_out(make, cache, tmp_path, parts, caplog):
+    Bridge.from_config(tiny.bridge_config(parts)).save_pretrained(tmp_path / "parent")
+    torch.manual_seed(5)
+    other = tiny.bridge_config({**parts, "llama": tiny.llama(tmp_path / "llama", num_hidden_layers=1)})
+    changes = {"bridge": other, "parent": str(tmp_path / "parent")}
+    with caplog.at_level(logging.WARNING, "mmbridge"):
+        build_bridge(make(stage="encoder_alignment", changes=changes))
+    assert "other weights of the frozen part 'backbone'" in caplog.text
+
+
+def test_a_prompt_without_room_for_a_reply_costs_its_sample_not_the_run(make, cache, tmp_path, caplog):
+    answer = {"role": "assistant", "content": "It is red."}
+    held = tmp_path / "held.jsonl"
+    opened = {"messages": [answer, {"role": "user", "content": "What?"}, answer]}
+    full = {"messages": [{"role": "user", "content": "What is it? " * 28}, answer]}
+    held.write_text("\n".join(json.dumps(line) for line in (opened, full)))
+    recipe = make(validation=True, steps=2, changes={"data.validation": str(held), "data.root": str(tmp_path)})
+    recipe.data.root = str(Path(recipe.data.path).parent)
+    with caplog.at_level(logging.WARNING, "mmbridge"):
+        train(recipe, tmp_path / "run", cache=cache, progress=False)
+    assert "no samples at step 2: the prompt has" in caplog.text
+    assert rows(tmp_path / "run")[-1]["val/loss/total"]
 
 
 def test_resuming_with_another_recipe_is_refused(finished, make):

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from mmbridge.messages import MediumPart
 
 log = logging.getLogger("mmbridge")
 
-Value = Tensor | dict[str, Tensor]
+Value: TypeAlias = Tensor | dict[str, Tensor]
 
 _FLOATS = {"float32": torch.float32, "float16": torch.float16}
 _DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
@@ -52,7 +52,7 @@ class _Slice:
     def read(self) -> Tensor | None:
         """Return the tensor, mapped; None where its bytes are not those that were written."""
         content = self.shard[self.start : self.stop]
-        if zlib.crc32(content) != self.checksum:
+        if zlib.crc32(content.data) != self.checksum:
             return None
         return torch.from_numpy(content.view(_DTYPES[self.dtype]).reshape(self.shape))
 

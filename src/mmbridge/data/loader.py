@@ -6,6 +6,7 @@ batches that it would have had.
 
 import hashlib
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -182,7 +183,9 @@ class StepBatches(IterableDataset[Batch]):
 
     def loader(self, workers: int = 0) -> DataLoader[Batch]:
         """Return a loader whose worker processes take turns, so that the order is the same for any number of them."""
-        return DataLoader(self, batch_size=None, collate_fn=_same, num_workers=workers)
+        return DataLoader(
+            self, batch_size=None, collate_fn=_same, num_workers=workers, worker_init_fn=_ignore_interrupts
+        )
 
 
 def held_batches(prepared: PreparedData, batch_size: int) -> Iterator[Batch]:
@@ -194,3 +197,7 @@ def held_batches(prepared: PreparedData, batch_size: int) -> Iterator[Batch]:
 
 def _same(batch: Batch) -> Batch:
     return batch
+
+
+def _ignore_interrupts(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C and ends its workers

@@ -232,7 +232,7 @@ class SyntheticData:
                 messages += exchange(asked, answer, None, first)
         return {"messages": messages}
 
-    def judge(self, bridge: Any, count: int = 64, seed: int = 0) -> dict[str, float]:
+    def judge(self, bridge: Any, count: int = 24, seed: int = 0) -> dict[str, float]:
         """Return the share of right answers per direction that this data trains, on unseen combinations."""
         accuracy = {}
         wanted = {"describe": "text", "question": "text", "convert": "image"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import threading
@@ -15,11 +16,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from tqdm import tqdm
 
 from mmbridge.data.loader import PreparedData, held_batches
-from mmbridge.errors import CheckpointError, ConfigError
-from mmbridge.messages import parse_messages
+from mmbridge.errors import CheckpointError, ConfigError, MMBridgeError
+from mmbridge.messages import TextPart, parse_messages
 from mmbridge.training.checkpoint import checkpoints_in
 from mmbridge.training.freezing import set_modes
 from mmbridge.training.stages import rate
+
+log = logging.getLogger("mmbridge")
 
 
 class Interrupted(Exception):
@@ -146,7 +149,8 @@ class Validation(StepCallback):
     def __init__(self, held: PreparedData, folder: Path, every: int, batch_size: int, prompts: int = 4):
         super().__init__()
         self.held, self.folder, self.every, self.batch_size = held, folder, every, batch_size
-        self.prompts = [held.data[index]["messages"] for index in range(min(prompts, len(held)))]
+        dialogues = (held.data[index]["messages"] for index in range(min(prompts, len(held))))
+        self.prompts = [cut for messages in dialogues if (cut := cut_reply(messages)) is not None]
 
     def on_step(self, trainer: Any, stage: Any, step: int) -> None:
         """Validate, if it is time."""
@@ -159,7 +163,8 @@ class Validation(StepCallback):
             judge = getattr(self.held.data, "judge", None)
             if judge is not None:
                 values.update({f"val/accuracy/{name}": value for name, value in judge(bridge).items()})
-            self.sample(trainer, bridge, step)
+            if self.prompts:
+                self.sample(trainer, bridge, step)
         set_modes(bridge)
         for logger in trainer.loggers:
             logger.log_metrics(values, step)
@@ -178,11 +183,13 @@ class Validation(StepCallback):
     def sample(self, trainer: Any, bridge: Any, step: int) -> None:
         """Answer the prompts, and write prompts and replies, media included."""
         folder = self.folder / f"step-{step}"
-        cut = [cut_reply(messages) for messages in self.prompts]
-        replies = bridge.generate(
-            [prompt for prompt, _ in cut], root=getattr(self.held.data, "root", None), max_new_tokens=64
-        )
-        for number, ((prompt, wanted), reply) in enumerate(zip(cut, replies, strict=True)):
+        try:
+            root = getattr(self.held.data, "root", None)
+            replies = bridge.generate([prompt for prompt, _ in self.prompts], root=root, max_new_tokens=64)
+        except MMBridgeError as error:  # such as a prompt that fills the context: no reason to lose a run
+            log.warning("no samples at step %d: %s", step, error)
+            return
+        for number, ((prompt, wanted), reply) in enumerate(zip(self.prompts, replies, strict=True)):
             reply.save(folder / str(number))
             asked = describe_messages(prompt)
             record = {"prompt": asked, "wanted": describe_messages([wanted]), "reply": reply.text}
@@ -266,10 +273,10 @@ def check_finite(stage: Any, step: int) -> None:
         )
 
 
-def cut_reply(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Any], Any]:
-    """Split a dialogue before the assistant's first turn: what is asked, and what was answered."""
-    index = next(number for number, message in enumerate(messages) if message["role"] == "assistant")
-    return list(messages[:index]), messages[index]
+def cut_reply(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Any], Any] | None:
+    """Split a dialogue before the assistant's first turn: what is asked, and what was answered; None if nothing is."""
+    index = next((number for number, message in enumerate(messages) if message["role"] == "assistant"), 0)
+    return (list(messages[:index]), messages[index]) if index else None
 
 
 def describe_messages(messages: Sequence[Any]) -> str:
@@ -277,8 +284,8 @@ def describe_messages(messages: Sequence[Any]) -> str:
     words = []
     for turn in parse_messages(messages):
         for part in turn.parts:
-            text = getattr(part, "text", None)
-            words.append(
-                text if text is not None else f"<{part.type} {part.path or part.caption or ''}>".replace(" >", ">")
-            )
+            if isinstance(part, TextPart):
+                words.append(part.text)
+            else:
+                words.append(f"<{part.type} {part.path or part.caption or ''}>".replace(" >", ">"))
     return " ".join(words)

@@ -96,8 +96,6 @@ def _claim(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Path | N
         if (out / "bridge" / "manifest.json").exists():
             print(f"{out} is finished already.", flush=True)
             return out / "bridge"
-    out.mkdir(parents=True, exist_ok=True)
-    recipe.save(out / "recipe.yaml")
     return None
 
 
@@ -122,6 +120,8 @@ def _train(recipe: Recipe, out: Path, cache: Path, progress: bool) -> Path:
     found = latest_checkpoint(out / "checkpoints")
     start = 0 if found is None else step_of(found)
     stage = Stage(bridge, recipe.losses, recipe.optimizer, run.steps)
+    out.mkdir(parents=True, exist_ok=True)
+    recipe.save(out / "recipe.yaml")
     began = time.monotonic()
     _fit(
         stage,
@@ -162,8 +162,17 @@ def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
     if recipe.parent is None:
         return bridge, []
     read = bridge.load_parts(recipe.parent, strict=False)
-    print(f"from {recipe.parent}: {', '.join(read) or 'no part in common'}", flush=True)
-    return bridge, list(hub.read_json(find_bridge(recipe.parent) / "manifest.json")["lineage"])
+    if not read:
+        raise ConfigError(
+            f"parent {recipe.parent!r} has no part in common with this recipe's bridge; set parent: null."
+        )
+    print(f"from {recipe.parent}: {', '.join(read)}", flush=True)
+    manifest = hub.read_json(find_bridge(recipe.parent) / "manifest.json")
+    for name, entry in bridge.frozen().items():
+        before = manifest["frozen"].get(name)
+        if before is not None and before["sha256"] != entry["sha256"]:
+            log.warning("parent %s was trained with other weights of the frozen part %r", recipe.parent, name)
+    return bridge, list(manifest["lineage"])
 
 
 def build_data(recipe: Recipe) -> tuple[Data, Data | None]:
