@@ -175,7 +175,8 @@ def train_unet(options: argparse.Namespace) -> None:
         text = CLIPTextModel.from_pretrained(options.start / "text_encoder").requires_grad_(False)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(options.start / "tokenizer")
     print(
-        f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text {sum(p.numel() for p in text.parameters()) / 1e6:.2f} M",
+        f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, "
+        f"text {sum(p.numel() for p in text.parameters()) / 1e6:.2f} M",
         flush=True,
     )
     pipe = pipeline(vae, text, unet, tokenizer)
