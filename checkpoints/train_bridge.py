@@ -6,9 +6,9 @@ The frozen parts beside it must exist: train_llama.py, train_imagebind.py, train
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
+from mmbridge.bridge import Bridge
 from mmbridge.config import Recipe
 from mmbridge.evaluation.any_to_any import evaluate, format_table
 from mmbridge.training.run import train
@@ -28,8 +28,11 @@ def main() -> None:
             recipe, options.runs / stage, resume=(options.runs / stage).exists(), cache=options.runs / "cache"
         )
     target = HERE / "tiny"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(parent, target)
+    bridge = Bridge.from_pretrained(parent)
+    for parameters in bridge.parts().values():
+        for parameter in parameters.values():
+            parameter.data = parameter.data.half()
+    bridge.save_pretrained(target)
     print(format_table(evaluate(target, target, samples=options.samples)))
 
 

@@ -90,7 +90,10 @@ def test_interruption_is_one_line_and_exit_code_130(tmp_path):
     dialogue = tmp_path / "dialogue.json"
     os.mkfifo(dialogue)
     process = subprocess.Popen(
-        [*PROGRAM, "generate", "x", "--messages", dialogue, "--out", tmp_path], stderr=subprocess.PIPE, text=True
+        [*PROGRAM, "generate", "x", "--messages", dialogue, "--out", tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     with dialogue.open("w"):  # returns when the command has begun to read the dialogue
         process.send_signal(signal.SIGINT)

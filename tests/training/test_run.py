@@ -85,8 +85,8 @@ def test_run_writes_bridge_logs_samples_and_recipe(finished, make):
 
 
 def test_no_file_of_a_run_is_a_pickle(finished):
-    suffixes = {path.suffix for path in finished.rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".csv", ".yaml", ".md", ".png", ".0"}
+    files = [path for path in finished.rglob("*") if path.is_file() and "tfevents" not in path.name]
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".csv", ".yaml", ".md", ".png"}
 
 
 def test_bridge_of_a_run_opens_from_the_run_folder_and_knows_its_lineage(finished):
@@ -190,6 +190,9 @@ def test_worker_processes_give_the_same_batches(make, cache, tmp_path):
 
 RUNNER = """
 import os, signal, sys
+import torch
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as in conftest.py: other kernels, other last digits
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from mmbridge.config import Recipe
 from mmbridge.training import callbacks
 from mmbridge.training.run import train
@@ -316,7 +319,7 @@ def test_a_prompt_without_room_for_a_reply_costs_its_sample_not_the_run(make, ca
     answer = {"role": "assistant", "content": "It is red."}
     held = tmp_path / "held.jsonl"
     opened = {"messages": [answer, {"role": "user", "content": "What?"}, answer]}
-    full = {"messages": [{"role": "user", "content": "What is it? " * 28}, answer]}
+    full = {"messages": [{"role": "user", "content": "What is it? " * 29 + "What"}, {"role": "assistant", "content": ""}]}
     held.write_text("\n".join(json.dumps(line) for line in (opened, full)))
     recipe = make(validation=True, steps=2, changes={"data.validation": str(held), "data.root": str(tmp_path)})
     recipe.data.root = str(Path(recipe.data.path).parent)
