@@ -315,20 +315,6 @@ def test_other_frozen_weights_than_the_parents_are_pointed_out(make, cache, tmp_
     assert "other weights of the frozen part 'backbone'" in caplog.text
 
 
-def test_a_prompt_without_room_for_a_reply_costs_its_sample_not_the_run(make, cache, tmp_path, caplog):
-    answer = {"role": "assistant", "content": "It is red."}
-    held = tmp_path / "held.jsonl"
-    opened = {"messages": [answer, {"role": "user", "content": "What?"}, answer]}
-    full = {"messages": [{"role": "user", "content": "What is it? " * 29 + "What"}, {"role": "assistant", "content": ""}]}
-    held.write_text("\n".join(json.dumps(line) for line in (opened, full)))
-    recipe = make(validation=True, steps=2, changes={"data.validation": str(held), "data.root": str(tmp_path)})
-    recipe.data.root = str(Path(recipe.data.path).parent)
-    with caplog.at_level(logging.WARNING, "mmbridge"):
-        train(recipe, tmp_path / "run", cache=cache, progress=False)
-    assert "no samples at step 2: the prompt has" in caplog.text
-    assert rows(tmp_path / "run")[-1]["val/loss/total"]
-
-
 def test_resuming_with_another_recipe_is_refused(finished, make):
     with pytest.raises(ConfigError, match=r"optimizer\.lr was 0\.003, now 0\.5"):
         train(make(validation=True, changes={"optimizer.lr": 0.5}), finished, resume=True)
