@@ -196,33 +196,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from mmbridge.config import Recipe
 from mmbridge.training import callbacks
 from mmbridge.training.run import train
-recipe, out, cache, name, step = sys.argv[1:]
+recipe, out, cache, name, step, resume = sys.argv[1:]
 inner = callbacks.Metrics.on_step
 def on_step(self, trainer, stage, now):
     inner(self, trainer, stage, now)
     if now == int(step):
         os.kill(os.getpid(), getattr(signal, name))
 callbacks.Metrics.on_step = on_step
-train(Recipe.load(recipe), out, cache=cache, progress=False)
+train(Recipe.load(recipe), out, cache=cache, resume=resume == "True", progress=False)
 """
 
 
-def signal_at(name: str, step: int, recipe: Recipe, out: Path, cache: Path):
-    """Run a process that sends itself a signal after a step."""
+def signal_at(name: str, step: int, recipe: Recipe, out: Path, cache: Path, resume: bool = False):
+    """Train in a process of its own, which sends itself a signal after a step; step 0 never comes."""
     file = out.with_suffix(".yaml")
     recipe.save(file)
-    command = [sys.executable, "-c", RUNNER, file, out, cache, name, step]
+    command = [sys.executable, "-c", RUNNER, file, out, cache, name, step, resume]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
 
 
 def test_killed_run_resumes_to_the_same_losses_to_the_last_digit(make, cache, tmp_path):
     recipe = make(validation=True, steps=14, accumulate=2, save_every=3, validate_every=5)
-    train(recipe, tmp_path / "whole", cache=cache, progress=False)
+    signal_at("SIGKILL", 0, recipe, tmp_path / "whole", cache)
     step = 4 + time.time_ns() % 9
     killed = signal_at("SIGKILL", step, recipe, tmp_path / "killed", cache)
     assert killed.returncode == -signal.SIGKILL
     assert step_of(checkpoints_in(tmp_path / "killed" / "checkpoints")[0]) == (step - 1) // 3 * 3
-    train(recipe, tmp_path / "killed", cache=cache, resume=True, progress=False)
+    signal_at("SIGKILL", 0, recipe, tmp_path / "killed", cache, resume=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), f"killed at step {step}"
     whole, again = (Bridge.from_pretrained(tmp_path / name).parts() for name in ("whole", "killed"))
     assert all(torch.equal(value, again[part][key]) for part in whole for key, value in whole[part].items())
@@ -234,8 +234,8 @@ def test_interrupted_run_saves_says_so_and_resumes(make, cache, tmp_path):
     assert stopped.returncode == 130
     assert "stopped: step 3 is saved" in stopped.stdout
     assert "Traceback" not in stopped.stderr
-    train(recipe, tmp_path / "run", cache=cache, resume=True, progress=False)
-    train(recipe, tmp_path / "whole", cache=cache, progress=False)
+    signal_at("SIGINT", 0, recipe, tmp_path / "run", cache, resume=True)
+    signal_at("SIGINT", 0, recipe, tmp_path / "whole", cache)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
