@@ -26,6 +26,7 @@ from mmbridge.errors import CheckpointError
 log = logging.getLogger("mmbridge")
 
 _CONFIGS = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
+_CONFIGS["tokenizer_2"] = _CONFIGS["tokenizer"]
 # The plain name, sharded or not: a folder may hold other variants (".fp16.", ".non_ema.") beside it.
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
 _shared: weakref.WeakValueDictionary[tuple[str, str], nn.Module] = weakref.WeakValueDictionary()
@@ -235,7 +236,7 @@ class Given:
     def config(self, name: str) -> dict[str, Any]:
         """Return a component's configuration."""
         component = self.components[name]
-        if name == "tokenizer":
+        if name.startswith("tokenizer"):
             return {"model_max_length": component.model_max_length}
         return component.config.to_dict() if hasattr(component.config, "to_dict") else dict(component.config)
 
@@ -255,7 +256,7 @@ class Given:
                 for key, tensor in sorted(component.state_dict().items()):
                     digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-            elif name == "tokenizer":
+            elif name.startswith("tokenizer"):
                 facts = json.loads(component.backend_tokenizer.to_str())
                 # These two only echo the latest call.
                 digest.update(json.dumps({**facts, "padding": None, "truncation": None}, sort_keys=True).encode())
@@ -263,8 +264,8 @@ class Given:
 
 
 @contextlib.contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Keep the libraries' reports and bars off the screen, and turn whatever a loader raises into one sentence."""
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' reports and bars off the screen."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -275,6 +276,19 @@ def _loading(folder: Path) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
+    finally:
+        diffusers_logging.set_verbosity(before[0])
+        transformers_logging.set_verbosity(before[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Keep the libraries quiet, and turn whatever a loader raises into one sentence."""
+    try:
+        with quiet_libraries():
+            yield
     except MemoryError:
         raise
     except Exception as error:  # the loaders raise anything from OSError to SafetensorError on damaged files
@@ -283,8 +297,3 @@ def _loading(folder: Path) -> Iterator[None]:
             f"{folder} can't be loaded: its files are damaged, incomplete or of another kind ({reason}); restore them "
             "from their source."
         ) from error
-    finally:
-        diffusers_logging.set_verbosity(before[0])
-        transformers_logging.set_verbosity(before[1])
-        if bars:
-            transformers_logging.enable_progress_bar()
