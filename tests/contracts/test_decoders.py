@@ -9,7 +9,7 @@ import torch
 from decoders import tiny_decoders
 from torch.testing import assert_close
 
-from mmbridge.media import Image
+from mmbridge.media import Audio, Image, Video
 from mmbridge.registry import decoders as registry
 
 CAPTIONS = ["a red blob", "red", "a wide blob"]
@@ -31,7 +31,11 @@ def decoder(made):
 
 def media(decoder, count):
     generator = torch.Generator().manual_seed(0)
-    makers = {"image": lambda: Image(torch.randint(256, (3, 20, 30), generator=generator, dtype=torch.uint8))}
+    makers = {
+        "image": lambda: Image(torch.randint(256, (3, 20, 30), generator=generator, dtype=torch.uint8)),
+        "audio": lambda: Audio(torch.rand(900, generator=generator) - 0.5, 8000),
+        "video": lambda: Video(torch.randint(256, (5, 3, 20, 30), generator=generator, dtype=torch.uint8), 10),
+    }
     return [makers[decoder.modality]() for _ in range(count)]
 
 

@@ -2,7 +2,7 @@
 
 A folder holds one subfolder per component (``unet/``, ``vae/``, ``text_encoder/``, ``tokenizer/``, ``scheduler/``) and
 may hold ``mmbridge.json`` with defaults for sampling and the licence: ``{"steps": 20, "guidance": 3.0, "licence":
-"..."}``. Weights are read from safetensors only; pickled weights are deliberately not read.
+"..."}``, and what else a decoder's class names. Weights are read from safetensors only; pickled weights are deliberately not read.
 """
 
 import contextlib
@@ -69,13 +69,18 @@ class Folder:
             )
         return path
 
+    @property
+    def _configs(self) -> Path:
+        """A folder with all JSON files, which needs no weights where the decoder is only planned."""
+        return hub.resolve_config(str(self.source)) if self._planned else self.path
+
     def config(self, name: str) -> dict[str, Any]:
         """Return a component's configuration.
 
         Raises:
             CheckpointError: It is missing or not JSON.
         """
-        folder = hub.resolve_config(str(self.source)) if self._planned else self.path
+        folder = self._configs
         config = hub.read_json(folder / name / _CONFIGS.get(name, "config.json"))
         if not isinstance(config, dict):
             raise CheckpointError(f"the configuration of {name} in {folder} is not a JSON object; restore it.")
@@ -88,10 +93,10 @@ class Folder:
         Raises:
             CheckpointError: The file is damaged.
         """
-        file = self.path / "mmbridge.json"
+        file = self._configs / "mmbridge.json"
         settings = hub.read_json(file) if file.exists() else {}
         if not isinstance(settings, dict) or not all(
-            isinstance(settings.get(key, 1), int | float) for key in ("steps", "guidance")
+            isinstance(settings.get(key, 1), int | float) for key in ("steps", "guidance", "seconds", "frames", "fps")
         ):
             raise CheckpointError(
                 f'{file} must hold an object such as {{"steps": 20, "guidance": 3.0, "licence": "MIT"}}.'

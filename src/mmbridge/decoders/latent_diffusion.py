@@ -17,7 +17,7 @@ from torch import Tensor
 from mmbridge.decoders.base import Decoder
 from mmbridge.decoders.components import Given, quiet_libraries
 from mmbridge.decoders.denoising import denoising_loss, draw_normal
-from mmbridge.errors import CheckpointError, ConfigError, MediaError, ShapeError
+from mmbridge.errors import CheckpointError, ConfigError, MediaError, MissingExtraError, ShapeError
 from mmbridge.specs import ConditionSpec
 
 log = logging.getLogger("mmbridge")
@@ -43,12 +43,14 @@ class LatentDiffusion(Decoder):
         classes: Component names to their classes, as ``Folder`` takes them.
         kind: What errors call a folder of this kind.
         denoiser: Name of the component that denoises.
+        encoders: Names of the modules that ``encode`` uses.
         rows_at_once: Media that are sampled in one batch; None means all.
     """
 
     classes: ClassVar[dict[str, str | None]]
     kind: ClassVar[str]
     denoiser: ClassVar[str] = "unet"
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 7.5
     rows_at_once: ClassVar[int | None] = None
@@ -127,6 +129,11 @@ class LatentDiffusion(Decoder):
         """Return how many tokens of a caption are read: all ``positions``, or fewer where the tokenizer says so."""
         return min(positions, int(self.components.config(tokenizer).get("model_max_length", positions)))
 
+    @property
+    def caption_tokens(self) -> int:
+        """Positions of a caption that the text encoder reads."""
+        return self.spec.tokens
+
     @cached_property
     def _scale(self) -> int:
         """Pixels (or mel frames) per latent position, along one side."""
@@ -173,12 +180,15 @@ class LatentDiffusion(Decoder):
             used = mask if getattr(text_encoder.config, "use_attention_mask", False) else None
             return text_encoder(ids, attention_mask=used).last_hidden_state, mask.bool()
 
-    def _tokenize(self, captions: Sequence[str], tokens: int, tokenizer: str = "tokenizer") -> tuple[Tensor, Tensor]:
+    def _tokenize(
+        self, captions: Sequence[str], tokens: int, tokenizer: str = "tokenizer", pad: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Return ids and mask (B, tokens), on the decoder's device, longer captions being cut."""
         if isinstance(captions, str) or not captions:
             raise ConfigError(f"encode takes a list of one or more captions, not {captions!r}; put it into a list.")
+        padding = "max_length" if pad else False
         batch = self.component(tokenizer)(
-            list(captions), padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"
+            list(captions), padding=padding, max_length=tokens, truncation=True, return_tensors="pt"
         )
         cut = sum(bool(encoding.overflowing) for encoding in batch.encodings or ())
         if cut:
@@ -199,13 +209,13 @@ class LatentDiffusion(Decoder):
             raise MediaError(f"a denoising target needs one or more {_PLURALS[self.modality]}; none were given.")
         pixels = torch.stack([self._prepare(medium) for medium in media])
         with self.using("vae"):
-            return self._moments(pixels.to(self.anchor))
+            return self.moments(pixels.to(self.anchor))
 
     @abstractmethod
     def _prepare(self, medium: Any) -> Tensor:
         """Return what the VAE encodes for a medium, of ``pixel_shape``."""
 
-    def _moments(self, pixels: Tensor) -> Tensor:
+    def moments(self, pixels: Tensor) -> Tensor:
         """Return mean and log-variance (B, 2 * channels, ...) of prepared media (B, *pixel_shape)."""
         return self.component("vae").encode(pixels).latent_dist.parameters  # type: ignore[no-any-return]
 
@@ -360,6 +370,41 @@ class LatentDiffusion(Decoder):
             for name in [name for name, _ in self.named_children() if name not in resident]:
                 delattr(self, name)
         return self._unconditional
+
+
+def join_mask(states: Tensor, mask: Tensor) -> Tensor:
+    """Return text states (B, T, D) with a last number more, 1 where the mask (B, T) is true and 0 at padding, which is zero.
+
+    A condition holds no mask beside it; models that were trained not to see padding need theirs in it.
+    """
+    mask = mask.to(states)[..., None]
+    return torch.cat([states * mask, mask], dim=-1)
+
+
+def split_mask(condition: Tensor) -> tuple[Tensor, Tensor]:
+    """Undo ``join_mask``: states (B, T, D) and mask (B, T), true where the last number is above a half."""
+    return condition[..., :-1], condition[..., -1] > 0.5
+
+
+def import_pipeline(name: str, tested: str) -> Any:
+    """Return one of diffusers' pipelines, which it may drop at any time.
+
+    Args:
+        name: Name of the class.
+        tested: A version of diffusers that has it.
+
+    Raises:
+        MissingExtraError: The installed version lacks it.
+    """
+    import diffusers
+
+    try:
+        return getattr(diffusers, name)
+    except (AttributeError, ImportError, RuntimeError) as error:  # RuntimeError: diffusers' own word for the latter
+        raise MissingExtraError(
+            f"diffusers {diffusers.__version__} has no {name}, which samples here; everything else works without it: "
+            f'to sample, run pip install "diffusers=={tested}.*".'
+        ) from error
 
 
 def _split(values: list[int], size: int) -> list[list[int]]:
