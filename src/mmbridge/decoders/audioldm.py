@@ -62,6 +62,7 @@ class AudioLDM(LatentDiffusion):
 
     modality = "audio"
     kind = "AudioLDM"
+    sampling = ("unet", "vae", "vocoder")
     default_steps = 200
     default_guidance = 2.5
     classes = {
@@ -264,10 +265,6 @@ class AudioLDM(LatentDiffusion):
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """Return the UNet's prediction for noisy latents (B, C, time, frequency) at timesteps (B,)."""
         return self.component("unet")(noisy, timesteps, None, class_labels=condition[:, 0]).sample  # type: ignore[no-any-return]
-
-    @property
-    def _sampling(self) -> tuple[str, ...]:
-        return ("unet", "vae", "vocoder")
 
     def _pipeline(self, scheduler: Any) -> Any:
         return import_pipeline("AudioLDMPipeline", "0.42")(

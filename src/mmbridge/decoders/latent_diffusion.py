@@ -44,6 +44,7 @@ class LatentDiffusion(Decoder):
         kind: What errors call a folder of this kind.
         denoiser: Name of the component that denoises.
         encoders: Names of the modules that ``encode`` uses.
+        sampling: Names of the modules that ``sample`` uses, in this order.
         rows_at_once: Media that are sampled in one batch; None means all.
     """
 
@@ -51,6 +52,7 @@ class LatentDiffusion(Decoder):
     kind: ClassVar[str]
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    sampling: ClassVar[tuple[str, ...]] = ("unet", "vae")
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 7.5
     rows_at_once: ClassVar[int | None] = None
@@ -259,9 +261,9 @@ class LatentDiffusion(Decoder):
             )
         mean, log_variance = target.to(self.anchor.device).float().chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(-30, 20))
-        return self._scaled(mean + deviation * draw_normal(mean, generator)), condition.to(self.anchor)
+        return self.scale_latents(mean + deviation * draw_normal(mean, generator)), condition.to(self.anchor)
 
-    def _scaled(self, latents: Tensor) -> Tensor:
+    def scale_latents(self, latents: Tensor) -> Tensor:
         """Return latents in the scale that is denoised."""
         return latents * self.component("vae").config.scaling_factor  # type: ignore[no-any-return]
 
@@ -313,7 +315,7 @@ class LatentDiffusion(Decoder):
         guidance = self.guidance if guidance is None else guidance
         condition = condition.detach().to(self.anchor)
         empty = self.unconditional() if guidance > 1 else None
-        with self.using(*self._sampling):
+        with self.using(*self.sampling):
             with quiet_libraries():
                 # A new scheduler: it carries state while sampling.
                 pipeline = self._pipeline(type(scheduler).from_config(scheduler.config))
@@ -337,11 +339,6 @@ class LatentDiffusion(Decoder):
                     )
                 made.extend(self._medium(row) for row in output)
         return made
-
-    @property
-    def _sampling(self) -> tuple[str, ...]:
-        """Components that sampling uses, in this order."""
-        return (self.denoiser, "vae")
 
     @abstractmethod
     def _pipeline(self, scheduler: Any) -> Any:

@@ -53,6 +53,7 @@ class LTX(VideoDiffusion):
 
     kind = "LTX-Video"
     denoiser = "transformer"
+    sampling = ("transformer", "vae")
     default_guidance = 3.0
     default_frames = 161
     default_fps = 25.0
@@ -157,7 +158,8 @@ class LTX(VideoDiffusion):
     def _prepare(self, medium: Any) -> Tensor:
         return super()._prepare(medium).transpose(0, 1)
 
-    def _scaled(self, latents: Tensor) -> Tensor:
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Return latents (B, C, F, h, w) in the scale that is denoised."""
         vae = self.component("vae")
         mean, deviation = (
             value.to(latents).view(-1, 1, 1, 1) for value in (vae.latents_mean, vae.latents_std)
