@@ -116,22 +116,20 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count:
     for task, (kind, outputs) in tasks.items():
         rng = np.random.default_rng(seed)
         dialogues = Dialogues(lambda rng: (Scene.random(rng), 0), {kind: 1.0}, SOURCES, outputs)
-        right = []
+        prompts, answers = [], []
         for _ in range(count):
             *before, wanted = spell(dialogues, rng)
             (piece,) = render(parse_messages(before), "plain", bos="<s>", eos="</s>", reply=True)
             assert isinstance(piece, TextPiece)
-            ids = torch.tensor([tokenizer(piece.text, add_special_tokens=False)["input_ids"]])
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=64,
-                do_sample=False,
-                pad_token_id=0,
-                eos_token_id=2,
-            )
-            reply = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-            right.append(reply == wanted["content"])
+            prompts.append(piece.text)
+            answers.append(wanted["content"])
+        tokens = tokenizer(
+            prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt",
+            return_token_type_ids=False,
+        )  # fmt: skip
+        out = model.generate(**tokens, max_new_tokens=64, do_sample=False, pad_token_id=0, eos_token_id=2)
+        replies = tokenizer.batch_decode(out[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+        right = [reply.strip() == wanted for reply, wanted in zip(replies, answers, strict=True)]
         measured[task] = float(np.mean(right))
     return measured
 
@@ -199,13 +197,13 @@ def main() -> None:
             )
         if step and step % 300 == 0:
             model.eval()
-            print(accuracy(model, tokenizer, 20, 99), flush=True)
+            print(accuracy(model, tokenizer, 50, 99), flush=True)
             model.train()
             model.save_pretrained(options.out)
             tokenizer.save_pretrained(options.out)
     model.eval()
     seconds = time.time() - started
-    measured = accuracy(model, tokenizer, 100, 12345)
+    measured = accuracy(model, tokenizer, 200, 12345)
     print(measured, flush=True)
     model.half().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
