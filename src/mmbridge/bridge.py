@@ -272,25 +272,19 @@ class Bridge(nn.Module):
     # Use -------------------------------------------------------------------------------------------------------------
 
     def generate(self, messages: Sequence[Any], **options: Any) -> Any:
-        """Answer a dialogue, or a list of dialogues together.
+        """Answer a dialogue with a ``Reply``, or a list of dialogues together with a list of them.
 
         Args:
             messages: A dialogue (list of messages) or a list of dialogues.
-            **options: As for ``mmbridge.generation.generate``: ``root``, ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``.
-
-        Returns:
-            A ``Reply``, or a list of them.
+            **options: ``root`` and the fields of ``mmbridge.generation.Sampling``.
         """
         batched = bool(messages) and isinstance(messages[0], list | tuple)
         replies: list[Reply] = generate(self, messages if batched else [messages], **options)
         return replies if batched else replies[0]
 
-    def stream(
-        self, messages: Sequence[Message], *, root: str | Path | None = None, **sampling: Any
-    ) -> Iterator[Event]:
+    def stream(self, messages: Sequence[Message], root: str | Path | None = None, **sampling: Any) -> Iterator[Event]:
         """Answer one dialogue, and tell of the reply while it is made; arguments are those of ``generate``."""
-        for _, event in stream(self, [messages], Sampling(**sampling), root=root):
-            yield event
+        return (event for _, event in stream(self, [messages], Sampling(**sampling), root=root))
 
     # Saving ----------------------------------------------------------------------------------------------------------
 

@@ -150,8 +150,8 @@ def read_messages(path: Path) -> list[Message]:
     return list(value)
 
 
-def store_media(messages: Sequence[Message], folder: Path) -> list[Message]:
-    """Write the media of a dialogue into a folder; files are copied, what is in memory is saved.
+def store_media(messages: Sequence[Message], folder: Path, root: str | Path | None = None) -> list[Message]:
+    """Write the media of a dialogue into a folder; files (below ``root``) are copied, what is in memory is saved.
 
     Returns:
         The dialogue with names of files in ``folder`` (``image-0.png``, ...) as paths.
@@ -169,7 +169,7 @@ def store_media(messages: Sequence[Message], folder: Path) -> list[Message]:
                 continue
             entry: dict[str, Any] = {"type": part.type}
             if part.path is not None or part.data is not None:
-                entry["path"] = _store_medium(part, folder, f"{part.type}-{count}")
+                entry["path"] = _store_medium(part, folder, root, f"{part.type}-{count}")
                 count += 1
             if part.caption is not None:
                 entry["caption"] = part.caption
@@ -178,16 +178,17 @@ def store_media(messages: Sequence[Message], folder: Path) -> list[Message]:
     return stored
 
 
-def _store_medium(part: MediumPart, folder: Path, stem: str) -> str:
+def _store_medium(part: MediumPart, folder: Path, root: str | Path | None, stem: str) -> str:
+    from mmbridge import media
+    from mmbridge.media.base import within_root
+
     if part.path is not None:
         name = stem + Path(part.path).suffix.lower()
         try:
-            shutil.copyfile(part.path, folder / name)
+            shutil.copyfile(within_root(part.path, root), folder / name)
         except OSError as error:
             raise MediaError(f"{part.path!r} can't be copied to {str(folder)!r} ({error.strerror}).") from error
         return name
-    from mmbridge import media
-
     options = {key: value for key in ("sample_rate", "fps") if (value := getattr(part, key)) is not None}
     name = stem + {"image": ".png", "audio": ".wav", "video": ".mp4"}[part.type]
     media.load(part.type, part.data, **options).save(folder / name)
