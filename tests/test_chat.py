@@ -12,7 +12,7 @@ from mmbridge.errors import ConfigError, ContextError, MediaError, MessageError
 from mmbridge.generation import Decoding
 from mmbridge.media import Image
 from mmbridge.messages import read_messages
-from mmbridge.replies import MediumDone, MediumStarted, Notice, ReplyDone, TextDelta
+from mmbridge.replies import MediumDone, MediumPreview, MediumStarted, Notice, ReplyDone, TextDelta
 
 TURNS = [
     "Draw a red one.",
@@ -129,6 +129,37 @@ def test_events_tell_the_reply_in_order(bridge):
         assert [event.medium for event in media[1::2]] == last.reply.media
         kinds.update(type(event).__name__ for event in others)
     assert kinds["TextDelta"] > 8 and kinds["MediumDone"] > 0
+
+
+def test_previews_show_a_picture_in_the_making(bridge):
+    bridge.outputs["image"].decoder._steps = 5
+    options = {"max_new_tokens": 4}
+    wanted = bridge.generate(DIALOGUES[0], **options)
+    events = list(bridge.stream(DIALOGUES[0], preview_every=2, **options))
+    assert_equal(events[-1].reply, wanted.parts)
+    media = [event for event in events if not isinstance(event, TextDelta | ReplyDone)]
+    assert [type(event) for event in media] == [MediumStarted, MediumPreview, MediumPreview, MediumDone]
+    assert [(event.step, event.steps) for event in media[1:3]] == [(2, 5), (4, 5)]
+    shown = [event.medium.pixels.float() for event in media[1:]]
+    assert shown[0].shape == shown[2].shape
+    assert (shown[1] - shown[2]).abs().mean() < (shown[0] - shown[2]).abs().mean()
+
+
+def test_a_preview_is_a_place_to_leave_and_an_error_while_painting_is_told(bridge):
+    chat = Chat(roomy(bridge), max_new_tokens=4, preview_every=1)
+    events = chat.stream(TURNS[0])
+    assert any(isinstance(event, MediumPreview) for event in events)
+    events.close()
+    assert chat.messages == []
+    with torch.no_grad():
+        weights = bridge.outputs["image"].projection.state_dict()
+        name = next(iter(weights))
+        kept = weights[name].clone()
+        weights[name].fill_(float("nan"))
+        with pytest.raises(MediaError, match="NaN"):
+            chat.send(TURNS[0])
+        weights[name].copy_(kept)
+    assert check_turns(bridge, TURNS[:2], chat, max_new_tokens=4) > 0
 
 
 def test_text_comes_while_it_is_written(bridge):

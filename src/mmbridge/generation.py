@@ -5,10 +5,12 @@ the shared key-value cache; rows in the same phase step together, the others wai
 stream, so that its reply does not depend on its neighbours. What happens is told as events; whole replies are the last of them.
 """
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from mmbridge.errors import ConfigError, ContextError
 from mmbridge.messages import Message
-from mmbridge.replies import Event, MediumDone, MediumStarted, Reply, ReplyDone, TextDelta, Writing
+from mmbridge.outputs.base import Preview
+from mmbridge.replies import Event, MediumDone, MediumPreview, MediumStarted, Reply, ReplyDone, TextDelta, Writing
 from mmbridge.sequence import MediumSpan, TokenSequence, attention_of, collate, positions_of
 
 
@@ -197,6 +200,7 @@ class CacheSpan:
         self.decoding, self.members, self.pick = decoding, list(members), pick
         self.rows = len(self.members)
         self.trigger: int | None = trigger
+        self.preview: Preview | None = None
 
     def _read(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         embeddings = self.decoding.bridge.embed_ids(torch.tensor(ids, device=self.decoding.mask.device))
@@ -326,7 +330,8 @@ def decode(
             places = {row: len(writings[row].reply.media) for row in members}
             yield from ((row, MediumStarted(modality, place)) for row, place in places.items())
             span = CacheSpan(decoding, members, token, pick)
-            made = bridge.outputs[modality].render(span, [seeds[row] for row in members], token)
+            chosen_seeds = [seeds[row] for row in members]
+            made = yield from make(bridge, modality, span, places, chosen_seeds, sampling.preview_every)
             for (row, place), medium in zip(places.items(), made, strict=True):
                 writings[row].reply.parts.append(medium)
                 yield row, MediumDone(modality, place, medium)
@@ -338,6 +343,60 @@ def decode(
         yield from close(row)
         writings[row].reply.complete = False
         yield row, ReplyDone(writings[row].reply)
+
+
+def make(
+    bridge: Any, modality: str, span: CacheSpan, places: dict[int, int], seeds: list[int], every: int
+) -> Generator[tuple[int, Event], None, list[Any]]:
+    """Let a way out make one medium per row of the span, and tell of it every so many steps; returns the media.
+
+    Previews come out of a call that has not returned yet, so with them the work is done in a thread, which ends at its next
+    step where the caller goes away.
+
+    Args:
+        bridge: The bridge.
+        modality: What is made.
+        span: Positions for it.
+        places: The span's rows, and which medium of the reply each makes.
+        seeds: One per row.
+        every: Sampling steps from one preview to the next; 0 gives none.
+
+    Yields:
+        Row and ``MediumPreview``.
+    """
+    way, first = bridge.outputs[modality], bridge.first_ids[modality]
+    if not every:
+        return list(way.render(span, seeds, first))
+    told: SimpleQueue[Any] = SimpleQueue()
+    left = threading.Event()
+
+    def preview(step: int, steps: int, media: Callable[[], list[Any]]) -> None:
+        if left.is_set():
+            raise InterruptedError
+        if step % every == 0 and step < steps:
+            told.put((step, steps, media()))
+
+    def work() -> None:
+        try:
+            with torch.no_grad():
+                told.put(list(way.render(span, seeds, first)))
+        except BaseException as error:
+            told.put(error)
+
+    span.preview = preview
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while isinstance(item := told.get(), tuple):
+            step, steps, media = item
+            for (row, place), medium in zip(places.items(), media, strict=True):
+                yield row, MediumPreview(modality, place, medium, step, steps)
+    finally:
+        left.set()
+        worker.join()
+    if isinstance(item, BaseException):
+        raise item
+    return item  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ safety checker. Image-to-image, inpainting and Stable Diffusion XL are deliberat
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -259,6 +259,7 @@ class StableDiffusion(Decoder):
         steps: int | None = None,
         guidance: float | None = None,
         progress: bool = False,
+        preview: Callable[[int, int, Callable[[], list[Image]]], None] | None = None,
     ) -> list[Image]:
         """Paint one picture for each condition.
 
@@ -269,6 +270,7 @@ class StableDiffusion(Decoder):
             steps: Sampling steps; None takes the decoder's own.
             guidance: Classifier-free guidance; None takes the decoder's own, up to 1 means none.
             progress: Show diffusers' progress bar.
+            preview: Called after each step with its number from 1, their number, and a function that paints what there is.
 
         Raises:
             ShapeError: The condition has another shape.
@@ -300,6 +302,12 @@ class StableDiffusion(Decoder):
             requires_safety_checker=False,
         )
         pipeline.set_progress_bar_config(disable=not progress)
+
+        def step_done(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            assert preview is not None
+            preview(step + 1, pipeline.num_timesteps, lambda: self._paint(tensors["latents"]))
+            return tensors
+
         pictures = pipeline(
             prompt_embeds=condition,
             negative_prompt_embeds=self.unconditional().expand_as(condition) if guidance > 1 else None,
@@ -309,6 +317,7 @@ class StableDiffusion(Decoder):
             width=self.resolution,
             generator=[torch.Generator().manual_seed(number) for number in seeds],
             output_type="pt",
+            callback_on_step_end=None if preview is None else step_done,
         ).images  # (B, 3, H, W) in 0..1
         if not pictures.isfinite().all():
             raise MediaError(
@@ -316,6 +325,12 @@ class StableDiffusion(Decoder):
                 "condition is finite, or use dtype 'float32'."
             )
         return [Image.load(picture) for picture in pictures]
+
+    @torch.no_grad()
+    def _paint(self, latents: Tensor) -> list[Image]:
+        vae = self.component("vae")
+        pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample  # (B, 3, H, W) in -1..1
+        return [Image.load(picture) for picture in (pictures.float() / 2 + 0.5).clamp(0, 1)]
 
     def unconditional(self) -> Tensor:
         """Return the condition of the empty caption (tokens, dim), computed once; guidance points away from it.
