@@ -4,10 +4,12 @@ import logging
 from collections import Counter
 
 import pytest
+import tiny
 import torch
 from test_generation import DIALOGUES, Probe, ask, assert_equal, build, give_trigger, picture
 
 from mmbridge import Bridge, Chat
+from mmbridge.data.features import FeatureStore
 from mmbridge.errors import ConfigError, ContextError, MediaError, MessageError
 from mmbridge.generation import Decoding
 from mmbridge.media import Image
@@ -80,9 +82,9 @@ def test_a_longer_dialogue_is_read_from_where_it_differs(bridge):
     said = {"role": "assistant", "content": [{"type": "text", "text": "It is red."}, {"type": "image", "caption": "x"}]}
     dialogue = [*ask("What is it?", picture(0)), said, *ask("Draw it.", picture(1))]
     other = [dialogue[0], {"role": "assistant", "content": "It is blue."}, *dialogue[2:]]
-    first, whole, changed = bridge.prepare([dialogue[:1], dialogue, other], reply=True)
-    shared = bridge.prepare([[dialogue[0], {"role": "assistant", "content": "It is"}]])[0].ids
-    shared = next(at for at, (one, two) in enumerate(zip(shared, changed.ids, strict=False)) if one != two)
+    store = FeatureStore()  # features are told apart by identity
+    first, whole, changed = bridge.prepare([dialogue[:1], dialogue, other], reply=True, store=store)
+    shared = next(at for at, (one, two) in enumerate(zip(whole.ids, changed.ids, strict=False)) if one != two)
     decoding = Decoding(bridge)
     assert decoding.prefill([first]) == len(first.ids)
     assert decoding.prefill([whole]) == len(whole.ids) - len(first.ids)
@@ -92,8 +94,9 @@ def test_a_longer_dialogue_is_read_from_where_it_differs(bridge):
     torch.testing.assert_close(bridge.logits(decoding.hidden), bridge.logits(fresh.hidden), atol=1e-4, rtol=1e-4)
     assert decoding.prefill([whole]) == 1, "only the last position, for its hidden state"
     torch.testing.assert_close(decoding.hidden, fresh.hidden, atol=1e-4, rtol=1e-4)
-    # Features are told apart by identity: those of `changed` were computed apart, as if the pictures were others.
-    assert len(changed.ids) - shared <= decoding.prefill([changed]) <= len(changed.ids)
+    assert decoding.prefill([changed]) == len(changed.ids) - shared
+    fresh.prefill([changed])
+    torch.testing.assert_close(decoding.hidden, fresh.hidden, atol=1e-4, rtol=1e-4)
 
 
 def test_the_shipped_bridge_reads_only_new_positions_and_encodes_media_once():
@@ -115,10 +118,10 @@ def test_the_shipped_bridge_reads_only_new_positions_and_encodes_media_once():
 
 def test_events_tell_the_reply_in_order(bridge):
     kinds = Counter()
-    for seed in range(4):
-        options = {"max_new_tokens": 12, "temperature": 1.0, "seed": seed}
-        wanted = bridge.generate(DIALOGUES[0], **options)
-        events = list(bridge.stream(DIALOGUES[0], **options))
+    for dialogue, temperature in [*((dialogue, 0.0) for dialogue in DIALOGUES), (DIALOGUES[0], 1.0)]:
+        options = {"max_new_tokens": 12, "temperature": temperature}
+        wanted = bridge.generate(dialogue, **options)
+        events = list(bridge.stream(dialogue, **options))
         *others, last = events
         assert isinstance(last, ReplyDone)
         assert_equal(last.reply, wanted.parts)
@@ -213,20 +216,38 @@ def test_a_dialogue_that_outgrows_the_context_forgets_media_then_turns_and_says_
     assert len(chat.messages) == 25
 
 
-def test_what_is_left_after_forgetting_is_answered_like_a_dialogue_of_its_own(bridge):
-    long = "What is it? " * 6
+NOTE = {"type": "text", "text": "[image no longer in memory]"}
+
+
+@pytest.mark.parametrize("context, slots, count, note", [(128, 4, 6, []), (256, 64, 3, [NOTE])])
+def test_what_is_left_after_forgetting_is_answered_like_a_dialogue_of_its_own(parts, context, slots, count, note):
+    config = tiny.bridge_config(parts)
+    if slots != 4:
+        projection = {"name": "resampler", "num_tokens": slots, "dim_hidden": 16, "depth": 1, "num_heads": 2}
+        config["inputs"]["image"]["projection"] = projection
+    bridge = Bridge.from_config(config).eval()
+    bridge.backbone.model.config.max_position_embeddings = context
     chat = Chat(bridge, max_new_tokens=4)
-    chat.send([picture(0), {"type": "text", "text": long}])
-    said = chat.messages[1]
-    *events, last = chat.stream("Is it red? " * 9)
-    assert any(isinstance(event, Notice) and "1 oldest media" in event.text for event in events)
-    kept = [text for text in ("[image no longer in memory]", "") if text]
-    dialogues = [
-        [*[{"role": "user", "content": note + long.strip() if note else long}], said, *ask("Is it red? " * 9)]
-        for note in (*kept, "")
-    ]
-    wanted = [bridge.generate(dialogue, max_new_tokens=4, seed=1).text for dialogue in dialogues]
-    assert last.reply.text in wanted
+    pictures = [picture(number) for number in range(count)]
+    text = {"type": "text", "text": "What is it?"}
+    chat.send([*pictures, text])
+    asked, said = chat.messages
+
+    def length(dialogue):
+        return len(bridge.prepare([dialogue], reply=True)[0].ids)
+
+    room, spare = 4 + 3, context // 8
+    following = "Is it"
+    while length([asked, said, *ask(following)]) <= context - room:
+        following += " it"
+    kept, lost = list(pictures), 0
+    while kept and length([asked, said, *ask(following)]) > context - room - spare:
+        kept, lost = kept[1:], lost + 1
+        asked = {"role": "user", "content": [*note * lost, *kept, text]}
+    assert 0 < lost < len(pictures)
+    notice, *_, last = chat.stream(following)
+    assert notice == Notice(f"the context of {context} positions is full: {lost} oldest media are no longer in memory.")
+    assert_equal(last.reply, bridge.generate([asked, said, *ask(following)], max_new_tokens=4, seed=1).parts)
 
 
 def test_what_cannot_be_sent_is_one_error_and_the_chat_goes_on(bridge, tmp_path):
