@@ -49,7 +49,7 @@ class StableDiffusion(Decoder):
         dtype: "float32", "bfloat16" or "float16", or the torch dtype.
         revision: Branch, tag or commit of a hub repository.
 
-    Example:
+    Examples:
         >>> decoder = StableDiffusion("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype="bfloat16")
         >>> condition, mask = decoder.encode(["a red cube"])
         >>> decoder.sample(condition, seed=1)[0].save("cube.png")
