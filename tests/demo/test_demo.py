@@ -121,7 +121,7 @@ def test_prompts_are_held_out_and_their_files_can_be_read(prompts):
 
 def test_what_is_asked_to_be_drawn_from_words_is_what_is_judged(prompts):
     _, found = prompts
-    asked = [task for prompt in found for task in prompt.turns if (task.source, task.wanted) == ("text", "image")]
+    asked = [task for prompt in found for task in prompt.turns if (task.sources, task.wanted) == (("text",), "image")]
     assert asked
     for task in asked:
         assert parse(task.messages[0]["content"][0]["text"], CARRIES["image"]) == task.scene.factors("image")

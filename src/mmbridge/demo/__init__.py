@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmbridge import Bridge, hub
 from mmbridge.config import Recipe
-from mmbridge.data.synthetic import is_right
+from mmbridge.data.tasks import is_right
 from mmbridge.demo.page import write_page
 from mmbridge.demo.prompts import Prompt, below, write_prompts
 from mmbridge.demo.report import Exchange, Report, StageReport, describe_parts, describe_stage
@@ -98,7 +98,7 @@ def answer(bridge: Bridge, prompts: Sequence[Prompt], out: Path, folder: str) ->
             say(f"       {style('bridge', 'accent')}  {in_words(given)}  [{mark}, {taken:.1f} s]")
         last = prompt.turns[-1]
         measured = list(dict.fromkeys(factor for task in prompt.turns for factor in task.factors))
-        yield Exchange(prompt.title, last.source, last.wanted, shown, prompt.truth, measured, right, seconds)
+        yield Exchange(prompt.title, "+".join(last.sources), last.wanted, shown, prompt.truth, measured, right, seconds)
 
 
 def train_stages(recipes: Sequence[Recipe], out: Path) -> Iterator[StageReport]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmbridge.data.synthetic import Task, shown_factors
+from mmbridge.data.tasks import Task
 from mmbridge.media import Audio, Image, Video
 from mmbridge.messages import Message
 from mmbridge.synthetic import (
@@ -92,7 +92,7 @@ def write_prompts(folder: Path) -> list[Prompt]:
         turns = [
             Task(
                 ({"role": "user", "content": [*(first if index == 0 else []), {"type": "text", "text": words}]},),
-                source, wanted, entry.scene, factors_of(source, wanted, factor), "",
+                (source,), wanted, entry.scene, factors_of(source, wanted, factor),
             )
             for index, (words, wanted, factor) in enumerate(entry.asks)
         ]  # fmt: skip
@@ -116,14 +116,14 @@ def factors_of(source: str, wanted: str, factor: str) -> tuple[str, ...]:
     """Return the factors that a right answer must show."""
     if factor or wanted == "none":
         return (factor,) if factor else ()
-    if wanted == "image":
-        return CARRIES["image"] if source == "text" else shown_factors(source)
-    return CARRIES[source]
+    return CARRIES["image"] if (source, wanted) == ("text", "image") else CARRIES[source]
 
 
 def truth_of(task: Task) -> str:
     """Return what the scene of a prompt's first request is, in the words for its source."""
-    return "" if task.wanted == "none" else caption(task.scene, "image" if task.source == "text" else task.source)
+    return (
+        "" if task.wanted == "none" else caption(task.scene, "image" if task.sources == ("text",) else task.sources[0])
+    )
 
 
 def below(folder: str, message: Message) -> Message:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmbridge import hub
-from mmbridge.data.synthetic import Task, is_right, make_task, read_picture
+from mmbridge.data.tasks import Task, answer_tasks, is_right, make_task
 from mmbridge.synthetic import Scene
 
 RENDERING = 50_000_000
@@ -63,11 +63,10 @@ def gold_accuracy(decoder: Any, tasks: Sequence[Task], seed: int, batch_size: in
     right = []
     for start in range(0, len(tasks), batch_size):
         part = tasks[start : start + batch_size]
-        conditions, _ = decoder.encode([task.gold for task in part])
+        conditions, _ = decoder.encode([task.caption("image") for task in part])
         pictures = decoder.sample(conditions, seed=[seed + start + index for index in range(len(part))])
         for task, picture in zip(part, pictures, strict=True):
-            found = read_picture(picture, task.factors)
-            right.append(all(found[factor] == getattr(task.scene, factor) for factor in task.factors))
+            right.append(task.is_shown(picture))
     return float(np.mean(right))
 
 
@@ -78,7 +77,7 @@ def measure(
     right = []
     for start in range(0, len(tasks), batch_size):
         part = tasks[start : start + batch_size]
-        replies = bridge.generate([list(task.messages) for task in part], max_new_tokens=48, seed=seed + start)
+        replies = answer_tasks(bridge, part, seed + start)
         right += [is_right(task, reply) for task, reply in zip(part, replies, strict=True)]
         if progress is not None:
             progress.update(len(part))
