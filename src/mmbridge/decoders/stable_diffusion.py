@@ -37,7 +37,7 @@ class StableDiffusion(LatentDiffusion):
         revision: Branch, tag or commit of a hub repository.
         offload: Keep components on the CPU and bring each to the device only while it works.
 
-    Example:
+    Examples:
         >>> decoder = StableDiffusion("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype="bfloat16")
         >>> condition, mask = decoder.encode(["a red cube"])
         >>> decoder.sample(condition, seed=1)[0].save("cube.png")

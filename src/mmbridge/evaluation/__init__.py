@@ -1,7 +1,10 @@
 """Evaluation: what a bridge gets right, measured exactly on the synthetic world."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmbridge.evaluation.any_to_any import Cell, evaluate
 
 _LAZY = {"evaluate": "any_to_any", "Cell": "any_to_any"}
 __all__ = ["Cell", "evaluate"]
