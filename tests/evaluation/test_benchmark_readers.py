@@ -19,7 +19,12 @@ COCO = {
 }
 KARPATHY = {
     "images": [
-        {"filename": "t.jpg", "filepath": "val2014", "split": "test", "sentences": [{"raw": "A cat."}, {"raw": "Cat."}]},
+        {
+            "filename": "t.jpg",
+            "filepath": "val2014",
+            "split": "test",
+            "sentences": [{"raw": "A cat."}, {"raw": "Cat."}],
+        },
         {"filename": "r.jpg", "filepath": "val2014", "split": "restval", "sentences": [{"raw": "No."}]},
     ]
 }

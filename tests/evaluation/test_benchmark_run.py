@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from scipy.linalg import sqrtm
 from torchmetrics.text import BLEUScore
 
+from mmbridge.bridge import Bridge
 from mmbridge.cli.main import main, parse_arguments
 from mmbridge.data.synthetic import render_medium
 from mmbridge.encoders.imagebind import ImageBind, ImageBindModel
@@ -15,7 +17,7 @@ from mmbridge.errors import ConfigError
 from mmbridge.evaluation import run_benchmark
 from mmbridge.evaluation.benchmarks import Request, score
 from mmbridge.evaluation.benchmarks.scoring import Answered, Judges
-from mmbridge.media import Image
+from mmbridge.media import Audio, Image, Video
 from mmbridge.synthetic import Scene, caption
 
 SCENES = [Scene.random(np.random.default_rng(seed), "seen") for seed in range(6)]
@@ -32,7 +34,9 @@ def coco(root, count):
         render_medium("image", scene, 1).save(root / "val2014" / name)
         images.append({"id": number, "file_name": name})
         said = (caption(scene, "image"), f"There is a {scene.colour} {scene.shape}.")
-        annotations += [{"image_id": number, "id": len(annotations) + n, "caption": text} for n, text in enumerate(said)]
+        annotations += [
+            {"image_id": number, "id": len(annotations) + n, "caption": text} for n, text in enumerate(said)
+        ]
     path = root / "annotations" / "captions_val2014.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
     return [root / "val2014" / image["file_name"] for image in images]
@@ -66,7 +70,9 @@ def test_captions_of_a_run_that_was_interrupted(tmp_path):
     parse_arguments(result["command"].split()[1:])
     assert result == json.loads((tmp_path / "out" / "metrics.json").read_text())
 
-    with pytest.raises(ConfigError, match=r"another prompt \('Describe the image.', now 'What is it\?'\); give another"):
+    with pytest.raises(
+        ConfigError, match=r"another prompt \('Describe the image.', now 'What is it\?'\); give another"
+    ):
         run(prompt="What is it?")
     with pytest.raises(ConfigError, match="another requests .*, seed"):
         run(limit=2, seed=1)
@@ -113,16 +119,10 @@ def test_vqa_from_the_command_line(tmp_path, capsys):
     assert main([*words, "--prompt", "{}"]) == 0
     printed = capsys.readouterr().out
     texts = [line["text"] for line in lines_of(tmp_path / "out")]
-    assert texts == [f"It is {with_article(scene)}." for scene in SCENES[:2]] or texts
-    right = [SCENES[n].colour in texts[n] for n in (0, 1)]
-    assert right == [True, True]
+    assert texts == [f"It is {scene.colour}." for scene in SCENES[:2]]
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert result["figures"] == {"vqa_accuracy": pytest.approx(0.65)}
     assert "vqa_accuracy" in printed and "0.6500" in printed
-
-
-def with_article(scene):
-    return scene.colour
 
 
 def embeddings(modality, media):
@@ -181,9 +181,8 @@ def test_sounds_and_videos_that_were_made(tmp_path):
     (tmp_path / "real-3.wav").write_bytes((tmp_path / "real-3.wav").read_bytes()[:100])
     figures, left_out = score(("fad", "clap_score"), items, judges)
     assert left_out == {}
-    from mmbridge.media import Audio
-
-    made, real = (embeddings("audio", [Audio.load(tmp_path / f"{name}-{n}.wav") for n in range(3)]) for name in ("made", "real"))
+    sounds = {name: [Audio.load(tmp_path / f"{name}-{n}.wav") for n in range(3)] for name in ("made", "real")}
+    made, real = embeddings("audio", sounds["made"]), embeddings("audio", sounds["real"])
     words = embeddings("text", texts)
     assert figures["fad"] == pytest.approx(frechet(made, real), abs=2e-3)
     assert figures["clap_score"] == pytest.approx((made * words[:3]).sum() / 4, abs=1e-5)
@@ -193,10 +192,9 @@ def test_sounds_and_videos_that_were_made(tmp_path):
     items = []
     for number, video in enumerate(videos):
         video.save(tmp_path / f"{number}.mp4", crf=0)
-        items.append(Answered(Request(str(number), texts[number], None, (texts[number],)), "", tmp_path / f"{number}.mp4"))
+        request = Request(str(number), texts[number], None, (texts[number],))
+        items.append(Answered(request, "", tmp_path / f"{number}.mp4"))
     figures, _ = score(("clipsim",), items, judges)
-    from mmbridge.media import Video
-
     frames = [[Image(frame) for frame in Video.load(tmp_path / f"{n}.mp4").frames] for n in (0, 1)]
     wanted = np.mean([(embeddings("image", each) @ words[n]).mean() for n, each in enumerate(frames)])
     assert figures["clipsim"] == pytest.approx(wanted, abs=1e-5)
@@ -215,23 +213,18 @@ def test_what_does_not_fit_is_said_before_the_work(tmp_path, capsys):
         ([*data, "--benchmark", "coco-caption", "--limit", "0"], "limit is 0"),
         ([*data, "--benchmark", "coco-caption", "--prompt", "Say {}"], "coco-caption takes no {}"),
         ([*data, "--benchmark", "vqa-v2"], "vqa-v2 needs v2_OpenEnded"),
-        ([*data, "--benchmark", "coco-caption", "--embedder", "no/such/place"], "no file or folder at 'no/such/place'"),
+        (
+            [*data, "--benchmark", "coco-text-to-image", "--embedder", "no/such/place"],
+            "no file or folder at 'no/such/place'",
+        ),
     ):
         assert main([*words, *given]) == 2
         assert said in capsys.readouterr().err
 
 
-def test_a_bridge_without_the_way_is_refused(tmp_path):
+def test_a_bridge_without_the_way_is_refused(parts, tmp_path):
+    Bridge.from_config(tiny.bridge_config(parts, out=False)).save_pretrained(tmp_path / "reader")
     info = {"videos": [{"video_id": "video1"}], "sentences": [{"video_id": "video1", "caption": "a man cooks"}]}
     (tmp_path / "test_videodatainfo.json").write_text(json.dumps(info))
-    config = json.loads((bridge_folder() / "config.json").read_text())
-    if "video" in config["outputs"]:
-        pytest.skip("the shipped bridge makes videos")
-    with pytest.raises(ConfigError, match="msrvtt-text-to-video needs a bridge that can make video; this one can make text"):
-        run_benchmark("mmbridge/tiny", "msrvtt-text-to-video", tmp_path, tmp_path / "out", progress=False)
-
-
-def bridge_folder():
-    from mmbridge import hub
-
-    return hub.resolve("mmbridge/tiny")
+    with pytest.raises(ConfigError, match="needs a bridge that can make video; this one can make text"):
+        run_benchmark(tmp_path / "reader", "msrvtt-text-to-video", tmp_path, tmp_path / "out", progress=False)

@@ -35,10 +35,14 @@ def test_frechet_distance_of_samples_is_that_of_their_distributions():
 def test_frechet_distance_equals_another_implementation():
     rng = np.random.default_rng(2)
     made, real = rng.uniform(0, 1, (2, 30, 3, 2, 2))
-    other = FrechetInceptionDistance(torch.nn.Flatten(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(torch.float64)
+    other = FrechetInceptionDistance(torch.nn.Flatten(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(
+        torch.float64
+    )
     other.update(torch.tensor(real), real=True)
     other.update(torch.tensor(made), real=False)
-    assert frechet_distance(made.reshape(30, -1), real.reshape(30, -1)) == pytest.approx(other.compute().item(), rel=1e-4)
+    assert frechet_distance(made.reshape(30, -1), real.reshape(30, -1)) == pytest.approx(
+        other.compute().item(), rel=1e-4
+    )
 
 
 def test_fewer_samples_than_dimensions_are_no_obstacle():

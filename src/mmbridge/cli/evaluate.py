@@ -28,9 +28,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("bridge", metavar="BRIDGE", help="folder, shipped name or hub id of a saved bridge")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for what is written"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for what is written")
     parser.add_argument("--samples", type=int, metavar="N", help="requests per row of the table")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of scenes and replies")
     group = parser.add_argument_group("a public benchmark")

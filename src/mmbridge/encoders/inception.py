@@ -10,9 +10,7 @@ from torch import Tensor
 from mmbridge import hub
 from mmbridge.errors import CheckpointError, ConfigError, MissingExtraError
 
-ADDRESS = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-)
+ADDRESS = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d"
 """First digits of the weights' hash, which their file name carries."""
 

@@ -102,7 +102,9 @@ def run_benchmark(
     if pending:
         loaded = Bridge.from_pretrained(bridge)
         _check_ways(loaded, name, benchmark)
-        bar = tqdm(total=len(requests), initial=len(lines), desc=name, unit="request", disable=None if progress else True)
+        bar = tqdm(
+            total=len(requests), initial=len(lines), desc=name, unit="request", disable=None if progress else True
+        )
         with bar, (folder / "predictions.jsonl").open("a", encoding="utf-8", newline="\n") as file:
             for batch in _batches(pending, batch_size):
                 for line in _answer(loaded, benchmark, requests, batch, words, root, folder, seed):

@@ -42,7 +42,11 @@ class Judges:
     """
 
     def __init__(
-        self, embedder: str | Path | None, root: Path, report: Callable[[str], None] = tqdm.write, progress: bool = False
+        self,
+        embedder: str | Path | None,
+        root: Path,
+        report: Callable[[str], None] = tqdm.write,
+        progress: bool = False,
     ):
         self.embedder, self.root, self.report, self.progress = embedder, root, report, progress
         self.damaged: dict[str, str] = {}
@@ -96,7 +100,9 @@ class Judges:
 
     def _load(self, modality: str, files: Sequence[tuple[str, Path | None]]) -> Iterator[list[Any]]:
         batch: list[Any] = []
-        for name, root in tqdm(files, desc=f"measuring {modality}s", leave=False, disable=None if self.progress else True):
+        for name, root in tqdm(
+            files, desc=f"measuring {modality}s", leave=False, disable=None if self.progress else True
+        ):
             try:
                 batch.append(media.load(modality, name, root=root))
             except MediaError as error:
@@ -190,7 +196,14 @@ SCORERS: dict[str, Callable[[Sequence[Answered], Judges], dict[str, float]]] = {
 }
 """Metrics by name; each gives one figure or more."""
 
-_LOOKS_THROUGH = {"frechet_embedder": "image", "clip_score": "image", "clipsim": "image", "fad": "audio", "clap_score": "audio"}  # fmt: skip
+_LOOKS_THROUGH = {
+    "frechet_embedder": "image",
+    "clip_score": "image",
+    "clipsim": "image",
+    "fad": "audio",
+    "clap_score": "audio",
+}
+"""What the embedder must know for a metric."""
 
 
 def find_left_out(names: Sequence[str], judges: Judges) -> dict[str, str]:

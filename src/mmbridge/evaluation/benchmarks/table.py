@@ -6,9 +6,7 @@ from mmbridge.evaluation.benchmarks import readers
 from mmbridge.evaluation.benchmarks.base import Benchmark
 
 _COCO_IMAGES = "http://images.cocodataset.org/zips/val2014.zip (unpack to val2014/)"
-_COCO_CAPTIONS = (
-    "http://images.cocodataset.org/annotations/annotations_trainval2014.zip (unpack to annotations/)"
-)
+_COCO_CAPTIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip (unpack to annotations/)"
 _SHORT = "{} Answer the question using a single word or phrase."
 _CAPTIONS = ("captions", "meteor")
 

@@ -9,7 +9,7 @@ from mmbridge.errors import DataError
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = {"a", "an", "the"}
-_MARKS = ";/[]\"{}()=+\\_-><@`,?!"
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTIONS = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've "
     "he's how'd how'll how's isn't it'd it'd've it'll let's ma'am mightn't mightn't've might've mustn't must've needn't "
