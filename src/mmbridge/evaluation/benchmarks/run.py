@@ -75,7 +75,8 @@ def run_benchmark(
     if ("{}" in benchmark.prompt) != ("{}" in words):
         kind = "needs {} where the question or caption goes" if "{}" in benchmark.prompt else "takes no {}"
         raise ConfigError(f"the prompt {words!r} does not fit: {name} {kind}.")
-    source = find_bridge(bridge)
+    manifest = find_bridge(bridge) / "manifest.json"
+    hub.read_json(manifest)
     requests, missing = read_requests(name, benchmark, root, limit, seed)
     if missing:
         report(f"{missing} requests of {name} are passed over because their media are not below {root}")
@@ -86,7 +87,7 @@ def run_benchmark(
 
     settings = {
         "benchmark": name,
-        "bridge": hub.file_sha256(source / "manifest.json"),
+        "bridge": hub.file_sha256(manifest),
         "data": {
             file: hub.file_sha256(locate(file, root))
             for file in (*benchmark.files, *benchmark.optional)
@@ -102,6 +103,7 @@ def run_benchmark(
     if pending:
         loaded = Bridge.from_pretrained(bridge)
         _check_ways(loaded, name, benchmark)
+        (folder / "media").mkdir(exist_ok=True)
         bar = tqdm(
             total=len(requests), initial=len(lines), desc=name, unit="request", disable=None if progress else True
         )
@@ -163,11 +165,11 @@ def _check_ways(bridge: Bridge, name: str, benchmark: Benchmark) -> None:
 
 def _resume(folder: Path, settings: dict[str, Any], requests: Sequence[Request]) -> dict[int, Line]:
     """Return the replies of an earlier run of the same settings by index; without those that are to be tried again."""
-    (folder / "media").mkdir(parents=True, exist_ok=True)
-    if not (folder / "settings.json").exists():
-        if (folder / "predictions.jsonl").exists():
-            raise ConfigError(f"{folder} holds predictions without their settings.json; give another folder as --out.")
+    path = folder / "predictions.jsonl"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         hub.write_json(folder / "settings.json", settings)
+        return {}
     before = hub.read_json(folder / "settings.json")
     if before != settings:
         changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
@@ -175,9 +177,6 @@ def _resume(folder: Path, settings: dict[str, Any], requests: Sequence[Request])
         raise ConfigError(
             f"{folder} holds a run with another {shown}; give another folder as --out, or delete this one to start anew."
         )
-    path = folder / "predictions.jsonl"
-    if not path.exists():
-        return {}
     lines: dict[int, Line] = {}
     raw = path.read_bytes().splitlines(keepends=True)
     for number, content in enumerate(raw, start=1):
@@ -192,7 +191,7 @@ def _resume(folder: Path, settings: dict[str, Any], requests: Sequence[Request])
             raise CheckpointError(f"{path}:{number} is no reply of this run; delete {folder} to start anew.")
         if "skipped" not in line and not (line.get("file") and not (folder / line["file"]).is_file()):
             lines[line["index"]] = line
-    if len(lines) < len(raw) or not raw[-1].endswith(b"\n"):
+    if len(lines) < len(raw) or (raw and not raw[-1].endswith(b"\n")):
         with hub.atomic_file(path) as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines.values())
     return lines

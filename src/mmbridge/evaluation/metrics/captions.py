@@ -172,7 +172,7 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     if shutil.which("java") is None:
         raise MissingExtraError("METEOR is a Java program and there is no `java`; install a Java runtime.")
     try:
-        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.meteor.meteor import Meteor  # type: ignore[import-not-found,import-untyped]
     except ModuleNotFoundError as error:
         raise MissingExtraError("METEOR needs pycocoevalcap: pip install 'mmbridge[meteor]'.") from error
     made = {index: [" ".join(candidate)] for index, (candidate, _) in enumerate(items)}
