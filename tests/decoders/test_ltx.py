@@ -28,7 +28,7 @@ def parts():
 
 @pytest.fixture
 def model(tmp_path):
-    return tiny_decoders.ltx(tmp_path)["source"]
+    return tiny_decoders.ltx(tmp_path / "folder")["source"]
 
 
 def edit(file, **changes):

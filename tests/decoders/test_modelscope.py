@@ -24,7 +24,7 @@ def parts(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    return tiny_decoders.modelscope(tmp_path)["source"]
+    return tiny_decoders.modelscope(tmp_path / "folder")["source"]
 
 
 def edit(file, **changes):

@@ -178,7 +178,7 @@ def audioldm_parts(folder: Path, **schedule: Any) -> dict[str, Any]:
 
 def vocoder() -> SpeechT5HifiGan:
     """Return a HiFi-GAN of 4 samples a mel frame."""
-    return SpeechT5HifiGan(
+    made = SpeechT5HifiGan(
         SpeechT5HifiGanConfig(
             model_in_dim=BINS,
             sampling_rate=RATE,
@@ -189,7 +189,11 @@ def vocoder() -> SpeechT5HifiGan:
             resblock_dilation_sizes=[[1, 3]],
             normalize_before=False,
         )
-    ).eval()
+    )
+    for module in made.modules():  # its own start is so small that nothing could be heard
+        if isinstance(module, torch.nn.Conv1d | torch.nn.ConvTranspose1d):
+            module.reset_parameters()
+    return made.eval()
 
 
 def audioldm_pipeline(parts: dict[str, Any]) -> AudioLDMPipeline:

@@ -138,7 +138,7 @@ class AudioLDM(LatentDiffusion):
         """Settings of the mel front end: the folder's own over ``MEL``.
 
         Raises:
-            CheckpointError: ``mel`` in ``mmbridge.json`` is not an object, or has unknown keys or values.
+            CheckpointError: ``mel`` in ``mmbridge.json`` is not an object, or has keys or values that can't be used.
         """
         given = self.components.settings.get("mel", {})
         optional = {"peak", *(key for key, value in MEL.items() if value is None)}
@@ -152,7 +152,13 @@ class AudioLDM(LatentDiffusion):
             )
         mel = {**MEL, **given}
         own = {"hop_length": self._hop, "mel_bins": self._read("vocoder", "model_in_dim"), "pad": mel["n_fft"] // 2}
-        return {key: own[key] if value is None and key in own else value for key, value in mel.items()}
+        mel = {key: own[key] if value is None and key in own else value for key, value in mel.items()}
+        if 2 * mel["pad"] < mel["n_fft"] - mel["hop_length"]:
+            raise CheckpointError(
+                f"'mel' in the mmbridge.json of decoder {self.components.source!r} must be an object of numbers whose "
+                f"'pad', {mel['pad']}, leaves no frame out: at least half of n_fft - hop_length."
+            )
+        return mel
 
     @property
     def sample_rate(self) -> int:
