@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of which the fastest counts (3)")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    runs = [run(given.turns) for _ in range(given.repeats + 1)][1:]  # the first warms up
+    run(2)  # warms up
+    runs = [run(given.turns) for _ in range(given.repeats)]
     report([min_of([measured[turn] for measured in runs]) for turn in range(given.turns)])
 
 

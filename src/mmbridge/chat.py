@@ -156,10 +156,12 @@ class Chat:
             # Some more than needed, since every forgetting reads the rest anew.
             limit = context - room - context // 8
             media = 0
-            while len(sequence.ids) > limit and (shorter := without_medium(dialogue)) is not None:
-                dialogue, sequence = min(
-                    ((option, self._prepare(option)) for option in shorter), key=lambda pair: len(pair[1].ids)
-                )
+            while len(sequence.ids) > limit and (options := without_medium(dialogue)) is not None:
+                longest = len(sequence.ids)
+                for dialogue in options:
+                    sequence = self._prepare(dialogue)
+                    if len(sequence.ids) < longest:
+                        break
                 media += 1
             turns = 0
             while len(sequence.ids) > limit and (rest := without_turn(dialogue)) is not None:
