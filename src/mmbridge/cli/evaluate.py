@@ -2,7 +2,8 @@
 
 Scenes that bridges have seen in training and scenes that they have not are rendered, asked about and judged by
 measurement. The table is printed, written to DIR/any_to_any.json and drawn in DIR/index.html: accuracy with its 95 %
-interval (low, high), and the bound, which is the same decoder with the gold caption.
+bootstrap interval (low, high), what the same decoders make of the gold captions (bound) and of the reply's own words
+(written), and how often exactly the media asked for came out (emission). The same command goes on with an interrupted run.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 EXAMPLES = """\
   mmbridge evaluate mmbridge/tiny --out evaluation
   mmbridge evaluate runs/tiny/instruction_tuning --out evaluation --samples 50 --seed 1
+  mmbridge evaluate mmbridge/tiny --out evaluation --cells text:image,image+audio:text,text:image:2
 """
 
 
@@ -20,8 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for any_to_any.json and index.html"
     )
-    parser.add_argument("--samples", type=int, metavar="N", help="requests per row of the table")
+    parser.add_argument("--samples", type=int, metavar="N", help="requests per cell of the table")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of scenes and replies")
+    parser.add_argument(
+        "--cells", metavar="LIST", help="only these cells: IN:OUT joined by commas, with :2 behind it for second turns"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -29,7 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     from mmbridge.demo.page import write_table
     from mmbridge.evaluation.any_to_any import evaluate, format_table
 
-    given = {"samples": arguments.samples, "seed": arguments.seed}
+    cells = [name.strip() for name in arguments.cells.split(",")] if arguments.cells else None
+    given = {"samples": arguments.samples, "seed": arguments.seed, "cells": cells}
     options = {name: value for name, value in given.items() if value is not None}
     table = evaluate(arguments.bridge, arguments.out, **options)
     print(format_table(table))
