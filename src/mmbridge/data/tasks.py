@@ -6,7 +6,7 @@ files in the wild are; replies are read by judges that learned nothing.
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,8 @@ class Task:
         """Return the gold caption of a medium that is wanted."""
         return shared_caption(self.scene, self.factors, medium)
 
-    def is_shown(self, medium: Image | Video | Audio) -> bool:
-        """Return whether a medium shows every factor that is given and that it can carry."""
-        found = read_medium(medium)
+    def matches(self, found: Mapping[str, str | None]) -> bool:
+        """Return whether what a judge read in a medium has every factor that is given right."""
         return all(value == getattr(self.scene, name) for name, value in found.items() if name in self.factors)
 
 
@@ -236,6 +235,5 @@ def is_right(task: Task, reply: Any) -> bool:
     if not is_emitted(task, reply):
         return False
     if task.wanted == "text":
-        found = judge("text", reply.text)
-        return all(found[factor] == getattr(task.scene, factor) for factor in task.factors)
-    return all(task.is_shown(medium) for medium in reply.media)
+        return task.matches(judge("text", reply.text))
+    return all(task.matches(read_medium(medium)) for medium in reply.media)

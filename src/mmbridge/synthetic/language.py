@@ -107,7 +107,7 @@ _TEMPLATES["text"] = tuple(template for template in _TEMPLATES["video"] if "vide
 
 def pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
     """One of some options, each equally likely."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def with_article(phrase: str) -> str:
