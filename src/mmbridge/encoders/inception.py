@@ -34,7 +34,7 @@ class Inception:
             file = Path(torch.hub.get_dir()) / "checkpoints" / ADDRESS.rsplit("/", 1)[1]
         file = Path(file)
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # type: ignore[import-untyped]
         except ModuleNotFoundError as error:
             raise MissingExtraError("FID needs torch-fidelity: pip install 'mmbridge[metrics]'.") from error
         if not file.is_file():
