@@ -20,7 +20,7 @@ from common import Average, warmup_cosine
 from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.nn import functional as F
-from train_stable_diffusion import GUIDANCE, LATENTS, STEPS
+from train_stable_diffusion import GUIDANCE, LATENTS
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from mmbridge.synthetic import CARRIES, FACTORS, Scene, caption, render_video
@@ -28,7 +28,7 @@ from mmbridge.synthetic.judges import judge, judge_video
 from mmbridge.synthetic.language import shared_caption
 
 HERE = Path(__file__).parent
-TOKENS, FRAMES = 24, 8
+TOKENS, FRAMES, STEPS = 24, 8, 10
 
 
 def videos(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[Scene]]:
@@ -234,7 +234,7 @@ def finish(options: argparse.Namespace) -> None:
     }
     print(json.dumps(report, indent=2))
     (options.out / "measured.json").write_text(json.dumps(report, indent=2) + "\n")
-    facts = {"steps": STEPS, "guidance": GUIDANCE, "frames": FRAMES, "fps": 4, "licence": "Apache-2.0"}
+    facts = {"steps": STEPS, "guidance": GUIDANCE, "frames": FRAMES, "fps": 4, "resolution": [32, 32], "licence": "Apache-2.0"}
     (options.out / "mmbridge.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
