@@ -33,9 +33,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def decoder(parts):
-    decoder = AudioLDM.from_components(**parts)
-    decoder.components.settings = {"mel": MEL}
-    return decoder
+    return AudioLDM.from_components(**parts, settings={"mel": MEL})
 
 
 def edit(file, **changes):
@@ -60,11 +58,13 @@ def test_encode_is_what_diffusers_encodes(parts, decoder):
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
-def test_sample_is_what_diffusers_plays(parts, decoder, scheduler):
+def test_sample_is_what_diffusers_plays(parts, scheduler):
     options = {"clip_sample": False} if scheduler is DDIMScheduler else {}
-    parts["scheduler"] = decoder.components.components["scheduler"] = scheduler(**SCHEDULE, steps_offset=1, **options)
+    parts["scheduler"] = scheduler(**SCHEDULE, steps_offset=1, **options)
+    decoder = AudioLDM.from_components(**parts, settings={"mel": MEL})
     pipeline = tiny_decoders.audioldm_pipeline(parts)
-    condition, empty = (pipeline._encode_prompt(texts, "cpu", 1, False) for texts in (CAPTIONS, [""]))
+    with torch.no_grad():
+        condition, empty = (pipeline._encode_prompt(texts, "cpu", 1, False) for texts in (CAPTIONS, [""]))
     wanted = pipeline(
         prompt_embeds=condition,
         negative_prompt_embeds=empty.expand(3, -1),
@@ -76,7 +76,7 @@ def test_sample_is_what_diffusers_plays(parts, decoder, scheduler):
     made = decoder.sample(condition[:, None], seed=5, steps=4, guidance=3.0)
     assert_close(waves(made), wanted, rtol=0, atol=0)
     assert {(audio.sample_rate, len(audio.samples)) for audio in made} == {(RATE, 64)}
-    assert waves(made).std() > 0
+    assert waves(made).std() > 1e-4
 
 
 def test_sampling_says_nothing_and_needs_no_text_encoder_without_guidance(model, capfd):
@@ -133,11 +133,12 @@ def by_definition(samples, n_fft, hop, bins, high, rate, pad):
 
 
 @pytest.mark.parametrize(("high", "pad"), [(400, None), (3000, None), (400, 14)])
-def test_log_mel_is_the_one_of_the_definition(decoder, high, pad):
+def test_log_mel_is_the_one_of_the_definition(parts, high, pad):
     """HiFi-GAN's own training mirrors 14 samples where AudioLDM's mirrors half a window."""
     rate = 1000 if high < 500 else 8000
-    decoder.components.components["vocoder"].config.sampling_rate = rate
-    decoder.components.settings = {"mel": {"n_fft": 32, "win_length": 32, "high": high, "pad": pad, "peak": None}}
+    parts["vocoder"].config.sampling_rate = rate
+    mel = {"n_fft": 32, "win_length": 32, "high": high, "pad": pad, "peak": None}
+    decoder = AudioLDM.from_components(**parts, settings={"mel": mel})
     (sound,) = sounds(1, 64)
     sound = Audio(sound.samples, rate)
     wanted = by_definition(sound.samples.double().numpy(), 32, HOP, BINS, high, rate, pad or 16)
@@ -166,9 +167,9 @@ def test_target_holds_the_moments_of_the_posterior(parts, decoder):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_loss_is_that_of_the_papers(parts, decoder, prediction):
-    scheduler = DDIMScheduler(**SCHEDULE, prediction_type=prediction)
-    decoder.components.components["scheduler"] = scheduler
+def test_loss_is_that_of_the_papers(parts, prediction):
+    scheduler = parts["scheduler"] = DDIMScheduler(**SCHEDULE, prediction_type=prediction)
+    decoder = AudioLDM.from_components(**parts, settings={"mel": MEL})
     condition = torch.nn.functional.normalize(
         torch.randn(4, 1, DIM, generator=torch.Generator().manual_seed(1)), dim=-1
     )

@@ -23,7 +23,6 @@ from diffusers import (
     UNet2DConditionModel,
     UNet3DConditionModel,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     ClapAudioConfig,
     ClapConfig,
@@ -35,12 +34,12 @@ from transformers import (
     CLIPTokenizer,
     GPT2Config,
     GPT2Model,
-    PreTrainedTokenizerFast,
     RobertaTokenizer,
     SpeechT5HifiGan,
     SpeechT5HifiGanConfig,
     T5Config,
     T5EncoderModel,
+    T5Tokenizer,
 )
 
 TOKENS, DIM, RESOLUTION = 12, 16, 16
@@ -239,18 +238,14 @@ def modelscope(folder: Path) -> dict[str, Any]:
     return {"source": folder / "model"}
 
 
-def t5_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer that knows letters and ends every text as T5's does."""
-    entries = ["<pad>", "</s>", "<unk>", *string.ascii_lowercase]
-    tokenizer = Tokenizer(models.WordLevel({entry: number for number, entry in enumerate(entries)}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
-    )
+def t5_tokenizer() -> T5Tokenizer:
+    """Return a T5 tokenizer that knows letters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    letters = [(letter, -3.0) for letter in string.ascii_lowercase]
+    return T5Tokenizer(vocab=[*pieces, *letters], extra_ids=0, model_max_length=TOKENS)
 
 
-def t5_encoder(tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
+def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
     """Return a T5 encoder of two layers, of width 24."""
     sizes = {"d_model": 24, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 2}
     return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).eval()

@@ -135,8 +135,8 @@ def test_configurations_that_ship_describe_the_published_models():
 
 
 def test_decoders_to_sound_and_video_describe_the_published_models():
-    """AudioLDM's large UNet has 739 M parameters (arXiv 2301.12503, table 2); ZeroScope, 1.7 B in all, paints with the VAE of
-    Stable Diffusion and reads with the text encoder of Stable Diffusion 2."""
+    """AudioLDM-L has a UNet of 739 M parameters (arXiv 2301.12503, section 4); ModelScope says 1.7 B of UNet and text encoder,
+    the latter being Stable Diffusion 2's, and paints with Stable Diffusion's VAE."""
     from mmbridge.decoders import AudioLDM, ModelScope
 
     with torch.device("meta"):
@@ -150,7 +150,7 @@ def test_decoders_to_sound_and_video_describe_the_published_models():
     assert round(sizes["audio.unet"] / 1e6) == 739
     assert sizes["video.vae"] == 83_653_863
     assert sizes["video.text_encoder"] == 340_387_840
-    assert round(sum(size for name, size in sizes.items() if name.startswith("video")) / 1e9, 1) == 1.8
+    assert 1.7e9 < sizes["video.unet"] + sizes["video.text_encoder"] < 1.8e9
     assert audio.mel == {
         "n_fft": 1024, "win_length": 1024, "hop_length": 160, "mel_bins": 64, "low": 0, "high": 8000, "pad": 512, "peak": 0.5,
     }  # fmt: skip

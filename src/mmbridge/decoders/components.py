@@ -223,15 +223,16 @@ class Given:
 
     Args:
         components: Names to objects.
+        settings: What the ``mmbridge.json`` of a folder would hold.
     """
 
     source: str | None = None
     revision: str | None = None
     licence = "unknown"
 
-    def __init__(self, components: dict[str, Any]):
+    def __init__(self, components: dict[str, Any], settings: dict[str, Any] | None = None):
         self.components = components
-        self.settings: dict[str, Any] = {}
+        self.settings = settings or {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -248,7 +249,8 @@ class Given:
     def load(self, name: str, dtype: torch.dtype, device: torch.device) -> Any:
         """Return a component; modules are moved and cast in place."""
         component = self.components[name]
-        return component.to(device=device, dtype=dtype) if isinstance(component, nn.Module) else component
+        with quiet_libraries():
+            return component.to(device=device, dtype=dtype) if isinstance(component, nn.Module) else component
 
     def sha256(self, *names: str) -> str:
         """Return one SHA-256 over configurations, weights and vocabularies."""

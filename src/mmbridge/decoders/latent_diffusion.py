@@ -75,10 +75,11 @@ class LatentDiffusion(Decoder):
         self.register_buffer("_unconditional", None, persistent=False)
 
     @classmethod
-    def from_components(cls, **given: Any) -> Self:
+    def from_components(cls, *, settings: dict[str, Any] | None = None, **given: Any) -> Self:
         """Build a decoder of components in memory; they are frozen, in place, when they are first used.
 
         Args:
+            settings: What the ``mmbridge.json`` of a folder would hold.
             given: All components by name, and whatever else the class takes besides source, dtype and revision.
 
         Raises:
@@ -89,7 +90,7 @@ class LatentDiffusion(Decoder):
             raise ConfigError(f"{cls.__name__} needs the components {', '.join(cls.classes)}; {missing[0]} is missing.")
         parts = {name: given.pop(name) for name in cls.classes}
         decoder = cls("components", dtype=parts[cls.denoiser].dtype, **given)  # type: ignore[arg-type]
-        decoder.components = Given(parts)
+        decoder.components = Given(parts, settings)
         return decoder.to(parts[cls.denoiser].device)
 
     def _read(self, component: str, key: str) -> Any:
@@ -326,7 +327,7 @@ class LatentDiffusion(Decoder):
                 # A new scheduler: it carries state while sampling.
                 pipeline = self._pipeline(type(scheduler).from_config(scheduler.config))
             pipeline.set_progress_bar_config(disable=not progress)
-            made = []
+            made: list[Any] = []
             size = self.rows_at_once or len(condition)
             for rows, numbers in zip(condition.split(size), _split(seeds, size), strict=True):
                 output = pipeline(
