@@ -8,15 +8,19 @@ counts little; the least of several repeats is taken.
 
     python benchmarks/chat.py
     python benchmarks/chat.py --turns 40 --repeats 1
+    python benchmarks/chat.py --dim 512            a LLaMA of random weights, nearer to the size of real ones
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmbridge import Bridge, Chat
 from mmbridge.media import Image
@@ -31,22 +35,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=20, metavar="N", help="turns of the dialogue (20)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of which the fastest counts (3)")
+    about = "width of a LLaMA of 8 layers and random weights in place of the shipped one"
+    parser.add_argument("--dim", type=int, metavar="N", help=about)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    run(2)  # warms up
-    runs = [run(given.turns) for _ in range(given.repeats)]
+    with tempfile.TemporaryDirectory() as folder:
+        bridge = create_bridge(given.dim, Path(folder))
+    run(bridge, 2)  # warms up
+    runs = [run(bridge, given.turns) for _ in range(given.repeats)]
     report([min_of([measured[turn] for measured in runs]) for turn in range(given.turns)])
 
 
-def run(turns: int) -> list[dict[str, float]]:
-    """Answer the dialogue once on both sides; returns one record per turn."""
+def create_bridge(dim: int | None, folder: Path) -> Bridge:
+    """Return the shipped bridge without its ways out; with ``dim``, around a LLaMA that is written to ``folder``."""
     shipped = Bridge.from_pretrained("mmbridge/tiny")
-    bridge = Bridge(shipped.backbone, dict(shipped.inputs)).eval()
+    if dim is None:
+        return Bridge(shipped.backbone, dict(shipped.inputs)).eval()
+    config = shipped.config()
+    settings = shipped.backbone.model.config.to_dict()
+    sizes = {"hidden_size": dim, "intermediate_size": 4 * dim, "num_hidden_layers": 8, "head_dim": 64}
+    heads = {"num_attention_heads": dim // 64, "num_key_value_heads": dim // 64}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**{**settings, **sizes, **heads, "dtype": "float32"})).save_pretrained(folder)
+    shipped.backbone.tokenizer.save_pretrained(folder)
+    backbone = {"name": "causal_lm", "source": str(folder), "template": "plain"}
+    bridge = Bridge.from_config({**config, "backbone": backbone, "outputs": {}}).eval()
+    bridge.backbone.tokenizer  # noqa: B018  reads the folder, which goes
+    return bridge
+
+
+def run(bridge: Bridge, turns: int) -> list[dict[str, float]]:
+    """Answer the dialogue once on both sides; returns one record per turn."""
     bridge.backbone.model.config.max_position_embeddings = 64 * (turns + 8)
     options: dict[str, Any] = {"max_new_tokens": 8}
     chat = Chat(bridge, **options)
     read: list[int] = []
-    bridge.backbone.register_forward_hook(lambda module, given, output: read.append(output.shape[1]))
+    hook = bridge.backbone.register_forward_hook(lambda module, given, output: read.append(output.shape[1]))
     records = []
     for turn in range(turns):
         content = [{"type": "image", "data": picture(turn)}, {"type": "text", "text": QUESTIONS[turn % len(QUESTIONS)]}]
@@ -59,6 +83,7 @@ def run(turns: int) -> list[dict[str, float]]:
         if reply.text != other.text:
             raise SystemExit(f"turn {turn + 1}: the chat says {reply.text!r}, the whole dialogue gives {other.text!r}")
         records.append({"new": new, "whole": sum(read), "chat": ours, "again": again})
+    hook.remove()
     return records
 
 

@@ -245,13 +245,14 @@ class CacheSpan:
 @contextmanager
 def evaluating(bridge: Any) -> Iterator[None]:
     """Put all modules into eval mode, and back into theirs."""
-    modes = [(module, module.training) for module in bridge.modules()]
-    bridge.eval()
+    training = [module for module in bridge.modules() if module.training]
+    if training:
+        bridge.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def block_size(bridge: Any) -> int:
