@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import muon_and_adamw, warmup_cosine
+from common import warmup_cosine
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -167,14 +167,9 @@ def main() -> None:
             )
         )
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
-    optimizers = muon_and_adamw(
-        [p for p in model.model.layers.parameters() if p.ndim == 2],
-        model.parameters(),
-        lr=options.lr,
-        weight_decay=0.05,
-    )
-    warmup = warmup_cosine(options.steps, min(200, options.steps // 5 + 1))
-    schedules = [torch.optim.lr_scheduler.LambdaLR(each, warmup) for each in optimizers]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    warmup = warmup_cosine(options.steps, min(100, options.steps // 5 + 1))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup)
     started = time.time()
     for step in range(options.steps):
         ids, weights, positions, owners = batch(tokenizer, rng, options.batch_size)
@@ -187,8 +182,8 @@ def main() -> None:
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in (*optimizers, *schedules):
-            each.step()
+        optimizer.step()
+        schedule.step()
         if step % 100 == 0:
             said = weight == 1
             print(

@@ -240,8 +240,8 @@ class _Planner:
             backward += work * (learns + self.crossed)
             decoder, spec = way.decoder, way.decoder.spec
             cached_out += spec.tokens * spec.dim * _STORED
-            if hasattr(decoder, "text_encoder"):
-                frozen += 2 * _matrices(decoder.text_encoder) * spec.tokens
+            for component in getattr(decoder, "encoders", ()):
+                frozen += 2 * _matrices(decoder.component(component)) * decoder.caption_tokens
             if name in self.denoising:
                 work, kept, target, encoding = self._denoising(decoder)
                 stored += kept * self.width // decoder.anchor.element_size()
@@ -250,7 +250,8 @@ class _Planner:
         if recipe.run.precision in ("bf16-mixed", "16-mixed"):
             path = {id(value): value for value in training}
             for name in self.denoising:
-                path.update({id(value): value for value in bridge.outputs[name].decoder.unet.parameters()})
+                decoder = bridge.outputs[name].decoder
+                path.update({id(value): value for value in decoder.component(decoder.denoiser).parameters()})
             casts = sum(2 * value.numel() for value in path.values() if value.ndim > 1 and self._bytes(value) == 4)
         samples = self._samples()
         cache = None if samples is None else samples * cached_out + self._media(samples) * cached_in
@@ -290,7 +291,7 @@ class _Planner:
             for component in _components(way.decoder):
                 name = f"outputs.{modality}.decoder.{component}"
                 named[name] = list(way.decoder.component(component).parameters())
-                if modality in self.active and (self._renders(modality) or component.startswith("text_encoder")):
+                if modality in self.active and (self._renders(modality) or component in way.decoder.encoders):
                     loaded.add(name)
         for name, parameters in bridge.parts().items():
             named[name] = list(parameters.values())
@@ -374,21 +375,16 @@ class _Planner:
 
     def _denoising(self, decoder: Any) -> tuple[int, int, int, int]:
         """Return, for one medium, the FLOPs and stored bytes of denoising, the numbers of its target and the FLOPs of that."""
-        side = decoder.resolution
+        dtype, spec = decoder.anchor.dtype, decoder.spec
         with torch.no_grad():
-            pixels = torch.empty(1, 3, side, side, device="meta", dtype=decoder.anchor.dtype)
-            shapes: list[torch.Size] = []
-            encoding, _ = trace(
-                decoder.vae, pixels, lambda x: shapes.append(decoder.vae.encode(x).latent_dist.mean.shape)
-            )
-        (shape,) = shapes
-        condition = torch.empty(1, *(decoder.spec.tokens, decoder.spec.dim), device="meta", dtype=decoder.anchor.dtype)
-        noisy = torch.empty(shape, device="meta", dtype=decoder.anchor.dtype)
+            pixels = torch.empty(1, *decoder.pixel_shape, device="meta", dtype=dtype)
+            encoding, _ = trace(decoder.component("vae"), pixels, decoder.moments)
+        condition = torch.empty(1, spec.tokens, spec.dim, device="meta", dtype=dtype, requires_grad=True)
+        noisy = torch.empty(1, *decoder.latent_shape, device="meta", dtype=dtype)
         time = torch.zeros(1, dtype=torch.long, device="meta")
-        work, kept = trace(
-            decoder.unet, condition.requires_grad_(), lambda x: decoder.unet(noisy, time, encoder_hidden_states=x)
-        )
-        return work, kept, 2 * math.prod(shape), encoding
+        denoiser = decoder.component(decoder.denoiser)
+        work, kept = trace(denoiser, condition, lambda x: decoder.denoise(noisy, time, x))
+        return work, kept, 2 * math.prod(decoder.latent_shape), encoding
 
     def _samples(self) -> int | None:
         data = self.recipe.data

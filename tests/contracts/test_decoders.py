@@ -9,7 +9,7 @@ import torch
 from decoders import tiny_decoders
 from torch.testing import assert_close
 
-from mmbridge.media import Image
+from mmbridge.media import Audio, Image, Video
 from mmbridge.registry import decoders as registry
 
 CAPTIONS = ["a red blob", "red", "a wide blob"]
@@ -31,7 +31,11 @@ def decoder(made):
 
 def media(decoder, count):
     generator = torch.Generator().manual_seed(0)
-    makers = {"image": lambda: Image(torch.randint(256, (3, 20, 30), generator=generator, dtype=torch.uint8))}
+    makers = {
+        "image": lambda: Image(torch.randint(256, (3, 20, 30), generator=generator, dtype=torch.uint8)),
+        "audio": lambda: Audio(torch.rand(900, generator=generator) - 0.5, 8000),
+        "video": lambda: Video(torch.randint(256, (5, 3, 20, 30), generator=generator, dtype=torch.uint8), 10),
+    }
     return [makers[decoder.modality]() for _ in range(count)]
 
 
@@ -77,3 +81,81 @@ def test_two_instances_agree_on_everything_that_is_cached(made):
 def test_the_manifest_entry_is_complete(decoder, made):
     entry = decoder.describe()
     assert set(entry) == {"name", "source", "sha256", "licence", "revision"} and entry["name"] == made[0]
+
+
+def values(medium):
+    """What a medium holds, as floats of about unit size."""
+    match medium.modality:
+        case "image":
+            return medium.pixels / 255
+        case "audio":
+            return medium.samples
+        case _:
+            return medium.frames / 255
+
+
+def test_a_row_does_not_depend_on_its_neighbours(decoder):
+    condition, mask = decoder.encode(CAPTIONS)
+    alone, its_mask = decoder.encode(CAPTIONS[1:2])
+    assert_close(alone[0], condition[1], atol=1e-5, rtol=1e-4)  # other batch sizes may round differently
+    assert torch.equal(its_mask[0], mask[1])
+    together = decoder.sample(condition, seed=[1, 2, 3], steps=2)
+    (single,) = decoder.sample(condition[1:2], seed=2, steps=2)
+    assert_close(values(single), values(together[1]), atol=1 / 200, rtol=0)
+
+
+def test_offloaded_components_take_turns(made, decoder):
+    offloaded = registry.create(made[0], **made[1], offload=True)
+    condition, target = offloaded.encode(CAPTIONS)[0], offloaded.target(media(offloaded, 3))
+    with offloaded.using(*offloaded.sampling):
+        parts = [offloaded.component(name) for name in offloaded.sampling]
+        for before, part in zip(
+            [None, *parts], parts, strict=False
+        ):  # each comes when it is called, and sends one away
+            hook = part._hf_hook
+            assert hook.execution_device == offloaded.anchor.device
+            assert getattr(hook.prev_module_hook, "model", None) is before
+    assert not any(hasattr(module, "_hf_hook") for module in offloaded.modules()), "nothing is left behind"
+    assert_close(condition, decoder.encode(CAPTIONS)[0], rtol=0, atol=0)
+    assert [medium.content_hash for medium in offloaded.sample(condition, seed=1, steps=2)] == [
+        medium.content_hash for medium in decoder.sample(condition, seed=1, steps=2)
+    ]
+    condition.requires_grad_()
+    offloaded.loss(condition, target, torch.Generator().manual_seed(0)).backward()
+    assert condition.grad.abs().sum() > 0
+    offloaded.to(torch.bfloat16)
+    assert {parameter.dtype for parameter in offloaded.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU alone has nowhere to bring components to")
+def test_offloaded_components_are_on_the_device_only_to_work(made):
+    offloaded = registry.create(made[0], **made[1], offload=True).to("cuda")
+    seen = []
+    denoiser = offloaded.component(offloaded.denoiser)
+    denoiser.register_forward_hook(
+        lambda *_: seen.append((denoiser.device.type, offloaded.component("vae").device.type))
+    )
+    condition, _ = offloaded.encode(CAPTIONS)
+    offloaded.sample(condition, steps=2)
+    assert condition.device.type == "cuda" and set(seen) == {("cuda", "cpu")}
+    assert {parameter.device.type for parameter in offloaded.parameters()} == {"cpu"}
+    condition.requires_grad_()
+    offloaded.loss(condition, offloaded.target(media(offloaded, 3))).backward()
+    assert condition.grad.abs().sum() > 0
+
+
+def test_it_can_be_planned_without_weights(made, decoder):
+    with torch.device("meta"):
+        planned = registry.create(made[0], **made[1])
+    assert planned.spec == decoder.spec and planned.latent_shape == decoder.latent_shape
+    for name in planned.encoders:
+        assert all(value.is_meta for value in planned.component(name).parameters())
+    planned.component(planned.denoiser), planned.component("vae")
+    condition = torch.empty(1, planned.spec.tokens, planned.spec.dim, device="meta")
+    time = torch.zeros(1, dtype=torch.long, device="meta")
+    noisy = torch.empty(1, *planned.latent_shape, device="meta")
+    assert planned.denoise(noisy, time, condition).shape == noisy.shape
+    moments = planned.moments(torch.empty(1, *planned.pixel_shape, device="meta"))
+    channels, *places = planned.latent_shape
+    assert moments.shape == (1, 2 * channels, *places)
+    assert decoder.target(media(decoder, 1)).shape == moments.shape

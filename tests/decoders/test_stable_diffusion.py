@@ -55,9 +55,9 @@ print([name for name in ("diffusers", "transformers") if name in sys.modules])
 
 
 def test_importing_the_package_loads_no_torch():
-    code = "import sys, mmbridge.decoders; print('torch' in sys.modules, dir(mmbridge.decoders)[:2])"
+    code = "import sys, mmbridge.decoders; print('torch' in sys.modules, 'Decoder' in dir(mmbridge.decoders))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "False ['Decoder', 'StableDiffusion']", result.stderr
+    assert result.stdout.strip() == "False True", result.stderr
 
 
 def test_components_are_loaded_when_they_are_first_used(shipped):

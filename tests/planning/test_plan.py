@@ -162,8 +162,10 @@ def test_nextgpt_has_the_published_sizes(nextgpt):
     sizes = {part.name: part.parameters for part in nextgpt.parts}
     assert sizes["backbone"] == 6_738_415_616
     assert sizes["backbone.lora"] == 33_554_432
-    assert sizes["outputs.image.projection"] == 31_958_784
+    projections = [sizes[f"outputs.{name}.projection"] for name in ("image", "video", "audio")]
+    assert projections == [31_958_784, 32_090_112, 31_788_544]
     assert sizes["outputs.image.decoder.unet"] == 859_520_964
+    assert [round(sizes[f"outputs.{name}.decoder.unet"] / 1e6) for name in ("video", "audio")] == [1411, 739]
     assert [part.name for part in nextgpt.parts if part.shares] == ["inputs.video.encoder"]
     ((source, whole, loaded),) = nextgpt.published
     assert (source, round(whole / 1e6, 1)) == ("nielsr/imagebind-huge", 1200.8)
@@ -179,10 +181,11 @@ def test_nextgpt_work_and_memory_follow_from_its_sizes(nextgpt):
     trained = [part for part in nextgpt.parts if part.trained]
     assert nextgpt.gradients == sum(part.bytes for part in trained)
     layers = 6_738_415_616 - 2 * 32_000 * 4096 + 33_554_432
-    assert nextgpt.positions == 128 + 8 + 4
+    assert nextgpt.positions == 128 + 8 + 4 + 24 + 8
     assert nextgpt.work.forward > 2 * layers * nextgpt.positions
     assert nextgpt.work.backward > 4 * layers * nextgpt.positions  # through frozen weights, and once more to recompute
-    assert nextgpt.cache_per_sample == 4 * (256 * 1024 + 77 * 768 + 2 * 4 * 64 * 64)
+    conditions, latents = 77 * 768 + 77 * 1024 + 512, 2 * 4 * 64 * 64 + 2 * 8 * 128 * 16
+    assert nextgpt.cache_per_sample == 4 * (256 * 1024 + conditions + latents)
     assert not nextgpt.fits("RTX 4090")
     assert nextgpt.fits("H200")
 

@@ -9,6 +9,7 @@ import yaml
 from mmbridge import hub
 from mmbridge.bridge import Bridge
 from mmbridge.config import Recipe, recipe_names
+from mmbridge.specs import ConditionSpec
 from mmbridge.training.stages import check_stage
 
 STAGES = ("encoder_alignment", "decoder_alignment", "instruction_tuning")
@@ -59,7 +60,8 @@ def test_nextgpt_has_the_settings_of_the_paper():
             "linear",
         )
         assert set(recipe.bridge.inputs) == {"image", "video", "audio"}
-        assert recipe.bridge.outputs["image"].arguments["num_signals"] == 4
+        signals = {name: way.arguments["num_signals"] for name, way in recipe.bridge.outputs.items()}
+        assert signals == {"image": 4, "video": 24, "audio": 8}
     lora = {"rank": 32, "alpha": 32, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     assert recipes[2].bridge.backbone.arguments["lora"] == lora
 
@@ -96,11 +98,19 @@ def test_nextgpt_has_the_published_sizes(build):
     assert sizes["backbone.lora"] == 33_554_432
     assert count(bridge.backbone.parameters()) - sizes["backbone.lora"] == 6_738_415_616
     assert sizes["outputs.image.projection"] == 31_958_784
-    assert sizes["outputs.image.rows"] == 4 * 4096 + 4096  # four signals are read, the trigger alone is chosen
+    assert sizes["outputs.video.projection"] == 32_090_112
+    assert sizes["outputs.audio.projection"] == 31_788_544
+    rows = {name: sizes[f"outputs.{name}.rows"] / 4096 for name in bridge.outputs}
+    assert rows == {"image": 4 + 1, "video": 24 + 1, "audio": 8 + 1}  # signals are read, the trigger alone is chosen
     assert bridge.inputs["image"].encoder.spec.dim == 1024
     assert [bridge.inputs[name].encoder.spec.tokens for name in ("image", "video", "audio")] == [256, 256, 228]
-    spec = bridge.outputs["image"].decoder.spec
-    assert (spec.tokens, spec.dim) == (77, 768)
+    specs = {name: way.decoder.spec for name, way in bridge.outputs.items()}
+    assert specs["image"] == ConditionSpec(77, 768)
+    assert specs["video"] == ConditionSpec(77, 1024)
+    assert specs["audio"] == ConditionSpec(1, 512, normalized=True)
+    video, audio = bridge.outputs["video"].decoder, bridge.outputs["audio"].decoder
+    assert (video.frames, video.resolution, video.latent_shape) == (24, (320, 576), (4, 24, 40, 72))
+    assert (audio.seconds, audio.sample_rate, audio.pixel_shape) == (5.12, 16000, (1, 512, 64))
 
 
 def test_configurations_that_ship_describe_the_published_models():
@@ -122,3 +132,25 @@ def test_configurations_that_ship_describe_the_published_models():
     assert sizes[:3] == [859_520_964, 83_653_863, 123_060_480]
     assert round(sizes[3] / 1e6, 1) == 1200.8
     assert ImageBindConfig.from_dict(values) == ImageBindConfig.huge()
+
+
+def test_decoders_to_sound_and_video_describe_the_published_models():
+    """AudioLDM's large UNet has 739 M parameters (arXiv 2301.12503, table 2); ZeroScope, 1.7 B in all, paints with the VAE of
+    Stable Diffusion and reads with the text encoder of Stable Diffusion 2."""
+    from mmbridge.decoders import AudioLDM, ModelScope
+
+    with torch.device("meta"):
+        audio, video = AudioLDM("cvssp/audioldm-l-full"), ModelScope("cerspense/zeroscope_v2_576w")
+        sizes = {
+            f"{decoder.modality}.{name}": count(decoder.component(name).parameters())
+            for decoder in (audio, video)
+            for name, kind in decoder.classes.items()
+            if kind is not None
+        }
+    assert round(sizes["audio.unet"] / 1e6) == 739
+    assert sizes["video.vae"] == 83_653_863
+    assert sizes["video.text_encoder"] == 340_387_840
+    assert round(sum(size for name, size in sizes.items() if name.startswith("video")) / 1e9, 1) == 1.8
+    assert audio.mel == {
+        "n_fft": 1024, "win_length": 1024, "hop_length": 160, "mel_bins": 64, "low": 0, "high": 8000, "pad": 512, "peak": 0.5,
+    }  # fmt: skip

@@ -4,12 +4,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmbridge.decoders.audioldm import AudioLDM
+    from mmbridge.decoders.audioldm2 import AudioLDM2
     from mmbridge.decoders.base import Decoder
+    from mmbridge.decoders.ltx import LTX
+    from mmbridge.decoders.modelscope import ModelScope
     from mmbridge.decoders.stable_diffusion import StableDiffusion
 
-__all__ = ["Decoder", "StableDiffusion"]
+__all__ = ["LTX", "AudioLDM", "AudioLDM2", "Decoder", "ModelScope", "StableDiffusion"]
 
-_FILES = {"Decoder": "base", "StableDiffusion": "stable_diffusion"}
+_FILES = {
+    "AudioLDM": "audioldm",
+    "AudioLDM2": "audioldm2",
+    "Decoder": "base",
+    "LTX": "ltx",
+    "ModelScope": "modelscope",
+    "StableDiffusion": "stable_diffusion",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,11 @@ A decoder is steered by what its own text encoder would give for a caption, so i
 output projection learns to match, and its ``loss`` asks how well a condition explains a given medium.
 """
 
+import contextlib
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -30,6 +31,7 @@ class Decoder(nn.Module):
     Args:
         components: Where the components come from.
         dtype: "float32", "bfloat16" or "float16", or the torch dtype.
+        offload: Keep components on the CPU and bring each to the decoder's device only while it works (``using``).
 
     Attributes:
         modality: What it makes: "image", "audio", "video", ...
@@ -41,12 +43,12 @@ class Decoder(nn.Module):
     cached_components: tuple[str, ...]
     anchor: Tensor
 
-    def __init__(self, components: Folder | Given, dtype: str | torch.dtype = "float32"):
+    def __init__(self, components: Folder | Given, dtype: str | torch.dtype = "float32", offload: bool = False):
         super().__init__()
         name = str(dtype).removeprefix("torch.")
         if name not in _DTYPES:
             raise ConfigError(f"the dtype of a decoder is {name!r} but must be one of {', '.join(_DTYPES)}.")
-        self.components = components
+        self.components, self.offload = components, offload
         # An empty tensor that .to() moves and casts, so that a component loaded later knows where to go.
         self.register_buffer("anchor", torch.empty(0, dtype=getattr(torch, name)), persistent=False)
 
@@ -107,7 +109,8 @@ class Decoder(nn.Module):
         if not self.is_loaded(name):
             # Weights made inside inference mode could never take part in a gradient later.
             with torch.inference_mode(False):
-                part = self.components.load(name, self.anchor.dtype, self.anchor.device)
+                device = torch.device("cpu") if self.offload else self.anchor.device
+                part = self.components.load(name, self.anchor.dtype, device)
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).train(False)
             setattr(self, name, part)
@@ -116,6 +119,37 @@ class Decoder(nn.Module):
     def is_loaded(self, name: str) -> bool:
         """Tell whether a component is in memory."""
         return hasattr(self, name)
+
+    @contextlib.contextmanager
+    def using(self, *names: str) -> Iterator[None]:
+        """Have components loaded, and on the decoder's device when they are called.
+
+        With ``offload`` each comes to the device when it is first called, which sends the one named before it back to
+        the CPU; afterwards all are there.
+        """
+        parts = [self.component(name) for name in names]
+        if not self.offload:
+            yield
+            return
+        from accelerate import cpu_offload_with_hook
+        from accelerate.hooks import remove_hook_from_module
+
+        before = None
+        for part in parts:
+            _, before = cpu_offload_with_hook(part, self.anchor.device, before)
+        try:
+            yield
+        finally:
+            for part in parts:
+                remove_hook_from_module(part)
+                part.to("cpu")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse and not self.offload)
+        if self.offload:
+            for part in self.children():
+                part._apply(fn).to("cpu")
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever the mode: a frozen decoder has no training behaviour."""

@@ -2,7 +2,7 @@
 
 A folder holds one subfolder per component (``unet/``, ``vae/``, ``text_encoder/``, ``tokenizer/``, ``scheduler/``) and
 may hold ``mmbridge.json`` with defaults for sampling and the licence: ``{"steps": 20, "guidance": 3.0, "licence":
-"..."}``. Weights are read from safetensors only; pickled weights are deliberately not read.
+"..."}``, and what else a decoder's class names. Weights are read from safetensors only; pickled weights are deliberately not read.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from mmbridge.errors import CheckpointError
 log = logging.getLogger("mmbridge")
 
 _CONFIGS = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
+_CONFIGS["tokenizer_2"] = _CONFIGS["tokenizer"]
 # The plain name, sharded or not: a folder may hold other variants (".fp16.", ".non_ema.") beside it.
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
 _shared: weakref.WeakValueDictionary[tuple[str, str], nn.Module] = weakref.WeakValueDictionary()
@@ -68,13 +69,18 @@ class Folder:
             )
         return path
 
+    @property
+    def _configs(self) -> Path:
+        """A folder with all JSON files, which needs no weights where the decoder is only planned."""
+        return hub.resolve_config(str(self.source)) if self._planned else self.path
+
     def config(self, name: str) -> dict[str, Any]:
         """Return a component's configuration.
 
         Raises:
             CheckpointError: It is missing or not JSON.
         """
-        folder = hub.resolve_config(str(self.source)) if self._planned else self.path
+        folder = self._configs
         config = hub.read_json(folder / name / _CONFIGS.get(name, "config.json"))
         if not isinstance(config, dict):
             raise CheckpointError(f"the configuration of {name} in {folder} is not a JSON object; restore it.")
@@ -87,10 +93,10 @@ class Folder:
         Raises:
             CheckpointError: The file is damaged.
         """
-        file = self.path / "mmbridge.json"
+        file = self._configs / "mmbridge.json"
         settings = hub.read_json(file) if file.exists() else {}
         if not isinstance(settings, dict) or not all(
-            isinstance(settings.get(key, 1), int | float) for key in ("steps", "guidance")
+            isinstance(settings.get(key, 1), int | float) for key in ("steps", "guidance", "seconds", "frames", "fps")
         ):
             raise CheckpointError(
                 f'{file} must hold an object such as {{"steps": 20, "guidance": 3.0, "licence": "MIT"}}.'
@@ -235,7 +241,7 @@ class Given:
     def config(self, name: str) -> dict[str, Any]:
         """Return a component's configuration."""
         component = self.components[name]
-        if name == "tokenizer":
+        if name.startswith("tokenizer"):
             return {"model_max_length": component.model_max_length}
         return component.config.to_dict() if hasattr(component.config, "to_dict") else dict(component.config)
 
@@ -255,7 +261,7 @@ class Given:
                 for key, tensor in sorted(component.state_dict().items()):
                     digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-            elif name == "tokenizer":
+            elif name.startswith("tokenizer"):
                 facts = json.loads(component.backend_tokenizer.to_str())
                 # These two only echo the latest call.
                 digest.update(json.dumps({**facts, "padding": None, "truncation": None}, sort_keys=True).encode())
@@ -263,8 +269,8 @@ class Given:
 
 
 @contextlib.contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Keep the libraries' reports and bars off the screen, and turn whatever a loader raises into one sentence."""
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' reports and bars off the screen."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -275,6 +281,19 @@ def _loading(folder: Path) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
+    finally:
+        diffusers_logging.set_verbosity(before[0])
+        transformers_logging.set_verbosity(before[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Keep the libraries quiet, and turn whatever a loader raises into one sentence."""
+    try:
+        with quiet_libraries():
+            yield
     except MemoryError:
         raise
     except Exception as error:  # the loaders raise anything from OSError to SafetensorError on damaged files
@@ -283,8 +302,3 @@ def _loading(folder: Path) -> Iterator[None]:
             f"{folder} can't be loaded: its files are damaged, incomplete or of another kind ({reason}); restore them "
             "from their source."
         ) from error
-    finally:
-        diffusers_logging.set_verbosity(before[0])
-        transformers_logging.set_verbosity(before[1])
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -1,8 +1,8 @@
-"""The denoising loss of diffusion models: noise a clean sample, let the model predict, weight by signal-to-noise ratio.
+"""The denoising losses: noise a clean sample, let the model predict, weight by signal-to-noise ratio; or flow matching.
 
 Sources: Ho et al., arXiv 2006.11239 (the forward process); Salimans and Ho, arXiv 2202.00512 (v-prediction); Hang et
-al., arXiv 2303.09556 (min-SNR weights). ``schedule`` is a ``DDPMScheduler``, whatever scheduler samples later: it alone
-adds noise as the model was trained on it.
+al., arXiv 2303.09556 (min-SNR weights); Esser et al., arXiv 2403.03206 (flow matching). ``schedule`` is a
+``DDPMScheduler``, whatever scheduler samples later: it alone adds noise as the model was trained on it.
 """
 
 from collections.abc import Callable
@@ -93,3 +93,23 @@ def denoising_loss(
     if min_snr_gamma is not None:
         errors = errors * min_snr_weights(signal_to_noise(schedule, timesteps), min_snr_gamma, prediction)
     return errors.mean()
+
+
+def flow_matching_loss(
+    predict: Callable[[Tensor, Tensor], Tensor], clean: Tensor, shift: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the mean squared error of the velocity at one random point between each sample and noise.
+
+    The points are sigmoid(n + shift) with standard normal n (arXiv 2403.03206, section 3.1): the logit-normal distribution,
+    its odds multiplied by exp(shift) (section 5.3.2), as while sampling.
+
+    Args:
+        predict: The model: noisy samples (B, C, ...) and shares of noise (B,) in 0..1 to its velocity, noise - clean.
+        clean: Clean samples (B, C, ...), float32.
+        shift: Logarithm of the factor on the odds of noise.
+        generator: Draws the noise, then the points.
+    """
+    noise = draw_normal(clean, generator)
+    sigmas = torch.sigmoid(draw_normal(clean[(slice(None), *[0] * (clean.ndim - 1))], generator) + shift)  # (B,)
+    mixed = torch.lerp(clean, noise, sigmas.view(-1, *[1] * (clean.ndim - 1)))
+    return (predict(mixed, sigmas).float() - (noise - clean)).square().mean()

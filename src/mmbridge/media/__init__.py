@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from mmbridge.media.audio import Audio, prepare_audio
     from mmbridge.media.image import Image, prepare_image
     from mmbridge.media.mel import kaldi_fbank
-    from mmbridge.media.video import Video, prepare_video
+    from mmbridge.media.video import Video, crop_video, prepare_video
 
 _HOMES = {
     "Audio": "audio",
     "Image": "image",
     "Video": "video",
+    "crop_video": "video",
     "kaldi_fbank": "mel",
     "prepare_audio": "audio",
     "prepare_image": "image",
@@ -30,6 +31,7 @@ __all__ = [
     "Audio",
     "Image",
     "Video",
+    "crop_video",
     "kaldi_fbank",
     "load",
     "prepare_audio",

@@ -14,7 +14,7 @@ from mmbridge.media.audio import Audio
 from mmbridge.media.base import find_file, from_array, hash_content, to_uint8
 from mmbridge.media.containers import decode_frames
 from mmbridge.media.export import write_video
-from mmbridge.media.image import normalise, resize_short_side
+from mmbridge.media.image import normalise, resize, resize_short_side
 from mmbridge.specs import VideoInput
 
 _MIN_FPS, _MAX_FPS = 0.001, 1000
@@ -187,3 +187,19 @@ def prepare_video(video: Video, spec: VideoInput) -> Tensor:
         cropped = frames.narrow(2 if height > width else 3, offset, spec.size)
         crops.append(normalise(cropped, spec.mean, spec.std)[places])  # (clips, frames, 3, S, S)
     return torch.stack(crops, dim=1).flatten(0, 1).transpose(1, 2).contiguous()
+
+
+def crop_video(video: Video, frames: int, height: int, width: int) -> Tensor:
+    """Return frames spread evenly over a video, resized to cover a size and cropped at its centre.
+
+    A video of fewer frames repeats some.
+
+    Returns:
+        Floats in 0..1, shape (frames, 3, height, width).
+    """
+    kept = ((torch.arange(frames, dtype=torch.float64) + 0.5) * len(video.frames) / frames).long()
+    pixels = video.frames[kept]
+    scale = max(height / pixels.shape[2], width / pixels.shape[3])
+    size = max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return resize(pixels, *size)[..., top : top + height, left : left + width].float() / 255
