@@ -85,21 +85,15 @@ def test_clap_embeds_as_its_own_forward_pass(clip, tmp_path):
     waves = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 16_000)).astype(np.float32)
     sounds = [Audio(torch.from_numpy(wave), 16_000) for wave in waves]
     model = ClapModel.from_pretrained(tmp_path).eval()
-    inputs = joint.processor(
-        text=TEXTS,
-        audio=list(waves),
-        sampling_rate=16_000,
-        padding=True,
-        truncation=True,
-        max_length=12,
-        return_tensors="pt",
-    )
-    output = model(**inputs)
+    words = joint.processor(text=TEXTS, padding=True, truncation=True, max_length=12, return_tensors="pt")
+    heard = joint.processor(audio=list(waves), sampling_rate=16_000, return_tensors="pt")
+    output = model(**words, **heard)
     torch.testing.assert_close(joint.embed_text(TEXTS), output.text_embeds)
     torch.testing.assert_close(joint.embed("audio", sounds), output.audio_embeds)
-    # another rate is brought to the model's
-    slow = Audio(torch.from_numpy(waves[0]), 8_000)
-    assert joint.embed("audio", [slow]).shape == (1, 8)
+    # of a sound that is too long the beginning is heard, and another rate is brought to the model's
+    long = Audio(torch.from_numpy(np.concatenate([waves[0], waves[1]])), 16_000)
+    torch.testing.assert_close(joint.embed("audio", [long]), output.audio_embeds[:1])
+    assert joint.embed("audio", [Audio(long.samples, 8_000)]).shape == (1, 8)
 
 
 def test_imagebind_is_one_too():

@@ -120,8 +120,10 @@ class JointTransformer(JointEmbedder):
         if modality == "image":
             pictures = [medium.pixels.permute(1, 2, 0).numpy() for medium in media]
             return self.model.get_image_features(**self.processor(images=pictures, return_tensors="pt")).pooler_output
-        rate = self.processor.feature_extractor.sampling_rate
-        sounds = [medium.resample(rate).samples.numpy() for medium in media]
+        extractor = self.processor.feature_extractor
+        rate, longest = extractor.sampling_rate, getattr(extractor, "nb_max_samples", None)
+        # the beginning of what is too long, because CLAP's extractor would take a part at random
+        sounds = [medium.resample(rate).samples[:longest].numpy() for medium in media]
         inputs = self.processor(audio=sounds, sampling_rate=rate, return_tensors="pt")
         return self.model.get_audio_features(**inputs).pooler_output
 
