@@ -20,8 +20,14 @@ from mmbridge.messages import Message
 
 BRIDGE = "mmbridge/tiny"
 RECIPES = ("tiny/encoder_alignment", "tiny/decoder_alignment", "tiny/instruction_tuning")
-SAMPLES = 50
+SAMPLES = 20
 """Requests per cell of the table."""
+SOURCES = ("text", "image", "video", "audio")
+CELLS = (
+    *(f"{source}:{wanted}" for source in SOURCES for wanted in (*SOURCES, "none")),
+    "image+audio:video", "text+image:image", "text:image+audio", "text:image:2", "text:audio:2",
+)  # fmt: skip
+"""What is measured after training: all directions of single media, and one of each further kind."""
 
 
 def run(out: str | Path, train: bool = True) -> Path:
@@ -132,7 +138,7 @@ def evaluate_trained(folder: Path, prompts: Sequence[Prompt], report: Report, ou
     """Measure the bridge of a run on combinations it has never seen, and let it answer some prompts again."""
     heading("The bridge just trained, on combinations that no stage has seen")
     bridge = Bridge.from_pretrained(folder)
-    report.table = evaluate(bridge, out / "evaluation", samples=SAMPLES, splits=("unseen",))
+    report.table = evaluate(bridge, out / "evaluation", samples=SAMPLES, splits=("unseen",), cells=CELLS)
     report.measured = "the bridge just trained"
     say(format_table(report.table))
     report.again = list(answer(bridge, [prompt for prompt in prompts if prompt.again], out, "replies/trained"))
