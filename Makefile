@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test lint wheel docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmbridge demo
@@ -19,12 +19,19 @@ lint: $(INSTALLED)
 wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel --no-isolation
 
+docs: $(VENV)/.docs
+	$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf build dist demo *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist demo site *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # Only a change of what is installed calls pip again, so that everything works offline afterwards.
 $(INSTALLED): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@

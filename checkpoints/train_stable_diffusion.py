@@ -51,27 +51,27 @@ def judged(pixels: np.ndarray, scenes: list[Scene]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def whiten(vae: AutoencoderKL) -> None:
-    """Give the latents' principal directions like variances, within the two 1x1 convolutions around them.
+def whiten(vae: AutoencoderKL, inputs: torch.Tensor) -> None:
+    """Give the principal directions of the inputs' latents like variances, within the two 1x1 convolutions around them.
 
     The ground's brightness would otherwise be three quarters of what the UNet has to predict, and the object's form and
     place a hundredth.
     """
-    images, _ = pictures(np.random.default_rng(8), 1024)
-    posterior = torch.cat([vae.encode(part).latent_dist.parameters for part in images.split(128)])
+    channels = vae.config.latent_channels
+    posterior = torch.cat([vae.encode(part).latent_dist.parameters for part in inputs.split(128)])
     mean, noise = (
-        posterior[:, :LATENTS].movedim(1, -1).reshape(-1, LATENTS),
-        posterior[:, LATENTS:].exp().mean((0, 2, 3)),
+        posterior[:, :channels].movedim(1, -1).reshape(-1, channels),
+        posterior[:, channels:].exp().mean((0, 2, 3)),
     )
     centre = mean.mean(0)
     values, directions = torch.linalg.eigh((mean - centre).T.cov())
     scales = (values + 0.01 * values.sum()).rsqrt()  # the last directions are hardly more than the posterior's noise
     forth, back = scales[:, None] * directions.T, directions / scales
     first, last = vae.quant_conv, vae.post_quant_conv
-    first.bias[:LATENTS] = forth @ (first.bias[:LATENTS] - centre)
-    first.weight[:LATENTS] = torch.einsum("ij,jkhw->ikhw", forth, first.weight[:LATENTS])
-    first.weight[LATENTS:] = 0
-    first.bias[LATENTS:] = (forth.square() @ noise).log()
+    first.bias[:channels] = forth @ (first.bias[:channels] - centre)
+    first.weight[:channels] = torch.einsum("ij,jkhw->ikhw", forth, first.weight[:channels])
+    first.weight[channels:] = 0
+    first.bias[channels:] = (forth.square() @ noise).log()
     last.bias += last.weight[:, :, 0, 0] @ centre
     last.weight.copy_(torch.einsum("ijhw,jk->ikhw", last.weight, back))
     latents = (mean - centre) @ forth.T
@@ -138,7 +138,7 @@ def train_vae(options: argparse.Namespace) -> None:
             average.swap()
     average.swap()
     if not options.start:
-        whiten(vae)
+        whiten(vae, pictures(np.random.default_rng(8), 1024)[0])
         vae.save_pretrained(options.out / "vae")
     print(f"VAE done in {time.time() - started:.0f} s", flush=True)
 

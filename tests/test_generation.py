@@ -8,8 +8,8 @@ from torch import nn
 from mmbridge.backbones import NewRows
 from mmbridge.bridge import Bridge
 from mmbridge.errors import ConfigError, ContextError, MessageError
-from mmbridge.generation import Reply
 from mmbridge.media import Image
+from mmbridge.replies import Reply
 from mmbridge.sequence import attention_of, collate, positions_of
 
 

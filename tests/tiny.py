@@ -42,7 +42,7 @@ def llama(folder: Path, words: Sequence[str] = WORDS, **sizes: Any) -> str:
             "intermediate_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "max_position_embeddings": 128,
+            "max_position_embeddings": 512,
             "bos_token_id": 1,
             "eos_token_id": 2,
             "pad_token_id": 0,

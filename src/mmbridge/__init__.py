@@ -8,9 +8,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"Bridge": "mmbridge.bridge", "Reply": "mmbridge.generation"}
+_LAZY = {"Bridge": "mmbridge.bridge", "Chat": "mmbridge.chat", "Reply": "mmbridge.replies"}
 _MODULES = ("backbones", "decoders", "encoders", "evaluation", "inputs", "media", "outputs", "projections", "synthetic")
-__all__ = ["Bridge", "Reply", "__version__", *_MODULES]
+__all__ = ["Bridge", "Chat", "Reply", "__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from mmbridge import __version__, hub, media, registry
 from mmbridge.errors import CheckpointError, ConfigError, DataError, MessageError, MMBridgeError, ShapeError
-from mmbridge.generation import Reply, generate
+from mmbridge.generation import Sampling, generate, stream
 from mmbridge.messages import MediumPart, MediumPiece, Message, parse_messages, render
+from mmbridge.replies import Event, Reply
 from mmbridge.sequence import Batch, MediumSpan, TokenSequence, assemble, attention_of, check_supported
 
 log = logging.getLogger("mmbridge")
@@ -271,18 +272,19 @@ class Bridge(nn.Module):
     # Use -------------------------------------------------------------------------------------------------------------
 
     def generate(self, messages: Sequence[Any], **options: Any) -> Any:
-        """Answer a dialogue, or a list of dialogues together.
+        """Answer a dialogue with a ``Reply``, or a list of dialogues together with a list of them.
 
         Args:
             messages: A dialogue (list of messages) or a list of dialogues.
-            **options: As for ``mmbridge.generation.generate``: ``root``, ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``.
-
-        Returns:
-            A ``Reply``, or a list of them.
+            **options: ``root`` and the fields of ``mmbridge.generation.Sampling``.
         """
         batched = bool(messages) and isinstance(messages[0], list | tuple)
         replies: list[Reply] = generate(self, messages if batched else [messages], **options)
         return replies if batched else replies[0]
+
+    def stream(self, messages: Sequence[Message], root: str | Path | None = None, **sampling: Any) -> Iterator[Event]:
+        """Answer one dialogue, and tell of the reply while it is made; arguments are those of ``generate``."""
+        return (event for _, event in stream(self, [messages], Sampling(**sampling), root=root))
 
     # Saving ----------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ OUTPUT_LOSSES = ("alignment", "denoising")
 
 _NESTED: dict[str, Registry] = {"encoder": encoders, "projection": projections, "decoder": decoders}
 _DATA_KEYS = {
-    "name": ("name", "samples", "validation_samples", "inputs", "mix", "turns", "pool"),
+    "name": ("name", "samples", "validation_samples", "inputs", "outputs", "mix", "turns", "pool"),
     "path": ("path", "validation", "root"),
 }
 
@@ -111,7 +111,8 @@ class DataConfig:
         samples: Dialogues to generate for training.
         validation_samples: Dialogues to generate for validation; 0 for none.
         inputs: Media that come in.
-        mix: Weights of the kinds of exchange.
+        outputs: Media that are asked for.
+        mix: Weights of the kinds of dialogue.
         turns: Chance that a dialogue goes on by a further turn.
         pool: Media per modality among which dialogues draw.
         path: JSONL file to train on.
@@ -123,6 +124,7 @@ class DataConfig:
     samples: int | None = field(default=None, metadata={"least": 1})
     validation_samples: int | None = field(default=None, metadata={"least": 0})
     inputs: list[str] | None = None
+    outputs: list[str] | None = None
     mix: dict[str, float] | None = None
     turns: float | None = field(default=None, metadata={"least": 0, "most": 0.9})
     pool: int | None = field(default=None, metadata={"least": 1})

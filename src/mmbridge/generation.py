@@ -1,14 +1,16 @@
-"""The loop: text, trigger, span, medium, text again; for a batch of dialogues.
+"""The loop: text, trigger, span, medium, text again; for a batch of dialogues, or for one dialogue turn after turn.
 
 The loop knows nothing of how a medium is made. When a row emits a trigger, the way out is handed a span with four verbs over
 the shared key-value cache; rows in the same phase step together, the others wait masked. Each row has its own random
-stream, so that its reply does not depend on its neighbours.
+stream, so that its reply does not depend on its neighbours. What happens is told as events; whole replies are the last of them.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -16,75 +18,71 @@ from torch import Tensor
 
 from mmbridge.errors import ConfigError, ContextError
 from mmbridge.messages import Message
-from mmbridge.sequence import attention_of, collate, positions_of
+from mmbridge.outputs.base import Preview
+from mmbridge.replies import Event, MediumDone, MediumPreview, MediumStarted, Reply, ReplyDone, TextDelta, Writing
+from mmbridge.sequence import MediumSpan, TokenSequence, attention_of, collate, positions_of
 
-SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".mp4"}
 
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn.
 
-@dataclass
-class Reply:
-    """What the assistant answers: strings and media in order.
+    Args:
+        max_new_tokens: Longest reply in tokens; a medium counts as one.
+        temperature: 0 takes the likeliest token; otherwise tokens are sampled.
+        top_p: Share of the probability that sampling draws from.
+        seed: Seed of sampling and of the decoders.
+        preview_every: Sampling steps of a decoder from one preview to the next; 0 gives none.
 
-    Attributes:
-        parts: Strings and media (``Image``, ``Audio``, ``Video``).
-        complete: False where ``max_new_tokens`` or the context ended the reply.
+    Raises:
+        ConfigError: A number is out of range.
     """
 
-    parts: list[Any] = field(default_factory=list)
-    complete: bool = True
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    preview_every: int = 0
 
-    @property
-    def text(self) -> str:
-        """The words, joined."""
-        return " ".join(part for part in self.parts if isinstance(part, str))
-
-    @property
-    def media(self) -> list[Any]:
-        """The media, in order."""
-        return [part for part in self.parts if not isinstance(part, str)]
-
-    @property
-    def message(self) -> Message:
-        """The reply as a message, with media under ``data``; append it to the dialogue to go on."""
-        content = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": part.modality, "data": part}
-            for part in self.parts
-        ]
-        return {"role": "assistant", "content": content}
-
-    def save(self, folder: str | Path) -> Message:
-        """Write ``reply.json`` and the media beside it; returns the message with file names.
-
-        Raises:
-            MediaError: A medium can't be written.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        content: list[dict[str, Any]] = []
-        for part in self.parts:
-            if isinstance(part, str):
-                content.append({"type": "text", "text": part})
-                continue
-            name = (
-                f"{part.modality}-{sum(entry['type'] == part.modality for entry in content)}{SUFFIXES[part.modality]}"
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_new_tokens < 1 or self.preview_every < 0:
+            raise ConfigError(
+                "temperature must be at least 0, top_p in (0, 1], max_new_tokens at least 1 and preview_every at least 0, "
+                f"not {self.temperature}, {self.top_p}, {self.max_new_tokens}, {self.preview_every}."
             )
-            part.save(folder / name)
-            content.append({"type": part.modality, "path": name})
-        message = {"role": "assistant", "content": content}
-        draft = folder / ".reply.json.draft"
-        draft.write_text(json.dumps(message, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(folder / "reply.json")
-        return message
+
+    def pick(self, scores: Tensor, generator: torch.Generator) -> int:
+        """Choose a column of scores (V,)."""
+        if self.temperature == 0:
+            return int(scores.argmax())
+        shares = (scores.float().cpu() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ordered, order = shares.sort(descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
+            shares = torch.zeros_like(shares).scatter(0, order, ordered)
+        return int(torch.multinomial(shares, 1, generator=generator))
 
 
 class Decoding:
-    """The state of a batch while it is decoded: the cache, its mask, and each row's last hidden state."""
+    """The state of a batch while it is decoded: the cache, its mask, and each row's last hidden state.
 
-    def __init__(self, bridge: Any, embeddings: Tensor, mask: Tensor, attention: Tensor):
+    Args:
+        bridge: A ``Bridge``.
+        rows: Dialogues that are decoded together.
+
+    Attributes:
+        held: For each row what its cached positions hold: a token's id, a medium's features (by identity, so they must stay
+            alive) with the place in its span, or None for what no sequence can repeat.
+    """
+
+    def __init__(self, bridge: Any, rows: int = 1):
         self.bridge = bridge
         self.cache = bridge.backbone.new_cache()
-        self.mask = mask  # (B, S), True at real positions of the cache
-        self.hidden = bridge.backbone(embeddings, attention, positions_of(mask), self.cache)[:, -1]  # (B, D)
+        self.mask = torch.zeros(
+            rows, 0, dtype=torch.bool, device=bridge.backbone.device
+        )  # (B, S), True at real positions
+        self.held: list[list[Any]] = [[] for _ in range(rows)]
+        self.hidden: Tensor  # (B, D)
         self.waiting: dict[int, int] = {}  # rows whose last token is chosen but not yet read
 
     @property
@@ -92,22 +90,79 @@ class Decoding:
         """Positions in the cache."""
         return self.mask.shape[1]
 
-    def read(self, embeddings: Tensor, real: Tensor, *, full: Tensor | None = None) -> Tensor:
-        """Read a chunk (B, K, D), of which ``real`` (B, K) says what counts; in ``full`` rows (B,) all positions see each other."""
-        past = self.mask
-        self.mask = torch.cat([past, real], dim=1)
-        positions = positions_of(self.mask)[:, past.shape[1] :]
-        attention = self.mask.long()
-        if full is not None:
-            chunk = real.shape[1]
-            inside = torch.ones(chunk, chunk, dtype=torch.bool, device=real.device)
-            inside = torch.where(full[:, None, None], inside, inside.tril()) & real[:, None, :]
-            inside = inside | torch.eye(chunk, dtype=torch.bool, device=real.device)
-            attention = torch.cat([past[:, None, :].expand(-1, chunk, -1), inside], dim=2)[:, None]
-        return self.bridge.backbone(embeddings, attention, positions, self.cache)
+    def prefill(self, sequences: Sequence[TokenSequence]) -> int:
+        """Read one sequence per row, so that the state is as if nothing else had been read.
 
-    def step(self, rows: Sequence[int], embeddings: Tensor, *, full: bool = False, keep: bool = True) -> Tensor:
-        """Read embeddings (R, K, D) into some rows, and the waiting token of every other row; returns (R, K, D)."""
+        A single row reads only what follows the longest prefix that its cache holds already.
+
+        Returns:
+            How many positions were read.
+        """
+        contents = [self._contents(sequence) for sequence in sequences]
+        known = 0
+        if len(sequences) == 1:
+            pairs = zip(self.held[0], contents[0], strict=False)
+            same = next((at for at, (old, new) in enumerate(pairs) if old != new), len(self.held[0]))
+            known = min(same, len(contents[0]) - 1)  # the last position is always read, for its hidden state
+            for span in self._whole(sequences[0]):
+                if span.start < known < span.start + span.length:
+                    known = span.start
+        known = self.crop(known)
+        batch = collate([sequence.after(known) for sequence in sequences], left=True).to(self.mask.device)
+        self.hidden = self.read(self.bridge.embed(batch), batch.mask, self.bridge.full_spans(batch))[:, -1]
+        for held, content in zip(self.held, contents, strict=True):
+            held += content[known:]
+        return batch.ids.shape[1]
+
+    def _whole(self, sequence: TokenSequence) -> list[MediumSpan]:
+        """Return the spans that are read whole or not at all."""
+        full = [span for span in sequence.leaving if self.bridge.outputs[span.modality].attention == "full"]
+        return [*sequence.entering, *full]
+
+    def _contents(self, sequence: TokenSequence) -> list[Any]:
+        contents: list[Any] = list(sequence.ids)
+        for span in self._whole(sequence):
+            place = slice(span.start, span.start + span.length)
+            # Padding ids stand where features come in; a block that sees itself differs in all places if it does in one.
+            name = tuple(sequence.ids[place]) if span.content is None else id(span.content)
+            contents[place] = [(name, at) for at in range(span.length)]
+        return contents
+
+    def crop(self, length: int) -> int:
+        """Forget all but the first ``length`` positions; returns how many are left: none where the cache can't forget a part."""
+        self.waiting = {}
+        surplus = self.length - length
+        if surplus and length:
+            try:
+                self.cache.crop(-surplus)
+            except (RuntimeError, ValueError):  # layers with a sliding window or a recurrent state
+                length = 0
+        if not length:
+            self.cache = self.bridge.backbone.new_cache()
+        self.mask = self.mask[:, :length]
+        self.held = [held[:length] for held in self.held]
+        return length
+
+    def read(self, embeddings: Tensor, real: Tensor, full: Sequence[MediumSpan] = ()) -> Tensor:
+        """Read a chunk (B, K, D), of which ``real`` (B, K) says what counts; positions of a ``full`` span see each other."""
+        past = self.length
+        self.mask = torch.cat([self.mask, real], dim=1)
+        positions = positions_of(self.mask)[:, past:]
+        return self.bridge.backbone(embeddings, attention_of(self.mask, full, past), positions, self.cache)
+
+    def step(
+        self,
+        rows: Sequence[int],
+        embeddings: Tensor,
+        ids: Sequence[Sequence[int | None]] = (),
+        *,
+        full: bool = False,
+        keep: bool = True,
+    ) -> Tensor:
+        """Read embeddings (R, K, D) into some rows, and the waiting token of every other row; returns (R, K, D).
+
+        ``ids`` are what the embeddings stand for, (R, K), None for those that are no token's.
+        """
         count = self.mask.shape[0]
         chunk = max(embeddings.shape[1], 1)
         device = self.mask.device
@@ -119,21 +174,22 @@ class Decoding:
             filled = filled.index_copy(0, index, embeddings)
             real[index] = True
         if others:
-            ids = torch.tensor([self.waiting[row] for row in others], device=device)
-            filled[others, 0] = self.bridge.embed_ids(ids).to(filled.dtype)
+            waiting = torch.tensor([self.waiting[row] for row in others], device=device)
+            filled[others, 0] = self.bridge.embed_ids(waiting).to(filled.dtype)
             real[others, 0] = True
-        whole = torch.zeros(count, dtype=torch.bool, device=device).index_fill(0, index, True) if full else None
         before = self.mask
-        hidden = self.read(filled, real, full=whole)
+        hidden = self.read(filled, real, [MediumSpan("", 0, chunk, None, row) for row in rows] if full else ())
         if not keep:
             self.cache.crop(-chunk)
             self.mask = before
             return hidden[index]
         if len(rows):
             self.hidden = self.hidden.index_copy(0, index, hidden[index, -1])
+        for row, tokens in zip(rows, ids, strict=True):
+            self.held[row] += tokens
         for row in others:
             self.hidden[row] = hidden[row, 0]
-            del self.waiting[row]
+            self.held[row].append(self.waiting.pop(row))
         return hidden[index]
 
 
@@ -144,34 +200,35 @@ class CacheSpan:
         self.decoding, self.members, self.pick = decoding, list(members), pick
         self.rows = len(self.members)
         self.trigger: int | None = trigger
+        self.preview: Preview | None = None
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        return self.decoding.bridge.embed_ids(ids.to(self.decoding.mask.device)).to(self.decoding.hidden.dtype)
+    def _read(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        embeddings = self.decoding.bridge.embed_ids(torch.tensor(ids, device=self.decoding.mask.device))
+        embeddings = embeddings.to(self.decoding.hidden.dtype)
+        return self.decoding.step(self.members, embeddings, ids), embeddings
 
     def _open(self) -> None:
         if self.trigger is not None:
-            trigger = torch.full((self.rows, 1), self.trigger)
-            self.trigger = None
-            self.decoding.step(self.members, self._embed(trigger))
+            trigger, self.trigger = self.trigger, None
+            self._read([[trigger]] * self.rows)
 
     def force(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Put these ids, which start with the trigger, into every row in one pass; returns hidden states and embeddings."""
         self.trigger = None
-        embeddings = self._embed(torch.tensor(list(ids)).expand(self.rows, -1))
-        return self.decoding.step(self.members, embeddings), embeddings
+        return self._read([list(ids)] * self.rows)
 
     def sample(self, allowed: Sequence[int], count: int) -> Tensor:
         """Sample ``count`` ids one by one among ``allowed`` (ids that have a row in the head); returns (R, count)."""
         self._open()
         columns = torch.tensor([self.decoding.bridge.column_of(token) for token in allowed])
-        chosen = []
+        chosen: list[list[int]] = [[] for _ in self.members]
         for _ in range(count):
             scores = self.decoding.bridge.logits(self.decoding.hidden[self.members])[:, columns]
-            picks = [self.pick(row, scores[index]) for index, row in enumerate(self.members)]
-            ids = torch.tensor([[allowed[index]] for index in picks])
-            self.decoding.step(self.members, self._embed(ids))
-            chosen.append(ids)
-        return torch.cat(chosen, dim=1)
+            picks = [allowed[self.pick(row, scores[index])] for index, row in enumerate(self.members)]
+            self._read([[token] for token in picks])
+            for tokens, token in zip(chosen, picks, strict=True):
+                tokens.append(token)
+        return torch.tensor(chosen)
 
     def peek(self, embeddings: Tensor) -> Tensor:
         """Return hidden states of (R, K, D), seen in both directions, and forget them."""
@@ -181,19 +238,204 @@ class CacheSpan:
     def commit(self, embeddings: Tensor) -> Tensor:
         """Keep (R, K, D), seen in both directions; returns their hidden states."""
         self._open()
-        return self.decoding.step(self.members, embeddings, full=True)
+        nameless = [[None] * embeddings.shape[1]] * self.rows
+        return self.decoding.step(self.members, embeddings, nameless, full=True)
+
+
+@contextmanager
+def evaluating(bridge: Any) -> Iterator[None]:
+    """Put all modules into eval mode, and back into theirs."""
+    training = [module for module in bridge.modules() if module.training]
+    if training:
+        bridge.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def block_size(bridge: Any) -> int:
+    """Return the most positions that one round of the loop can add."""
+    return max(sum(way.rows.count for way in bridge.outputs.values()), 1)
+
+
+def check_room(bridge: Any, length: int) -> None:
+    """Refuse a prompt of ``length`` positions that leaves no room for a reply.
+
+    Raises:
+        ContextError: The lengths of the prompt and of the context.
+    """
+    if length + block_size(bridge) > bridge.backbone.context:
+        raise ContextError(
+            f"the prompt has {length} positions but the context holds {bridge.backbone.context}, which leaves no room for "
+            "a reply; shorten the dialogue or use fewer media."
+        )
+
+
+def decode(
+    bridge: Any, decoding: Decoding, sampling: Sampling, *, pieces: bool, seed: int | None = None
+) -> Iterator[tuple[int, Event]]:
+    """Write the replies of all rows of a prefilled ``Decoding``, without gradients.
+
+    Args:
+        bridge: The bridge of ``decoding``, in eval mode.
+        decoding: Prompts; grows by the replies, whose last token may stay unread.
+        sampling: How tokens are chosen.
+        pieces: Whether text is told piece by piece, which costs a look at the tokenizer for every token.
+        seed: Seed of the first row; None takes the one of ``sampling``.
+
+    Yields:
+        Row and event; every row's last event is ``ReplyDone``.
+    """
+    backbone, block = bridge.backbone, block_size(bridge)
+    seeds = [(sampling.seed if seed is None else seed) + row for row in range(len(decoding.held))]
+    generators = [torch.Generator().manual_seed(number) for number in seeds]
+    writings = [Writing(backbone.tokenizer) for _ in seeds]
+    triggers = {bridge.first_ids[modality]: modality for modality in bridge.outputs}
+    open_rows = set(range(len(seeds)))
+
+    def pick(row: int, scores: Tensor) -> int:
+        return sampling.pick(scores, generators[row])
+
+    def close(row: int) -> Iterator[tuple[int, Event]]:
+        rest = writings[row].close()
+        if pieces and rest:
+            yield row, TextDelta(rest)
+
+    for _ in range(sampling.max_new_tokens):
+        rows = sorted(open_rows)
+        scores = bridge.logits(decoding.hidden[rows])
+        columns = (
+            scores.argmax(-1).tolist()
+            if sampling.temperature == 0
+            else [pick(row, scores[index]) for index, row in enumerate(rows)]
+        )
+        emitting: dict[int, list[int]] = {}
+        for row, column in zip(rows, columns, strict=True):
+            token = bridge.token_of(column)
+            if token == backbone.eos:
+                yield from close(row)
+                open_rows.discard(row)
+                yield row, ReplyDone(writings[row].reply)
+            elif token in triggers:
+                yield from close(row)
+                emitting.setdefault(token, []).append(row)
+            else:
+                writings[row].tokens.append(token)
+                decoding.waiting[row] = token
+                if pieces and (text := writings[row].piece()):
+                    yield row, TextDelta(text)
+        for token, members in emitting.items():
+            modality = triggers[token]
+            places = {row: len(writings[row].reply.media) for row in members}
+            yield from ((row, MediumStarted(modality, place)) for row, place in places.items())
+            span = CacheSpan(decoding, members, token, pick)
+            chosen_seeds = [seeds[row] for row in members]
+            made = yield from make(bridge, modality, span, places, chosen_seeds, sampling.preview_every)
+            for (row, place), medium in zip(places.items(), made, strict=True):
+                writings[row].reply.parts.append(medium)
+                yield row, MediumDone(modality, place, medium)
+        if decoding.waiting:
+            decoding.step([], decoding.hidden.new_zeros(0, 1, backbone.dim))
+        if not open_rows or decoding.length + block > backbone.context:
+            break
+    for row in sorted(open_rows):
+        yield from close(row)
+        writings[row].reply.complete = False
+        yield row, ReplyDone(writings[row].reply)
+
+
+def make(
+    bridge: Any, modality: str, span: CacheSpan, places: dict[int, int], seeds: list[int], every: int
+) -> Generator[tuple[int, Event], None, list[Any]]:
+    """Let a way out make one medium per row of the span, and tell of it every so many steps; returns the media.
+
+    Previews come out of a call that has not returned yet, so with them the work is done in a thread, which ends at its next
+    step where the caller goes away.
+
+    Args:
+        bridge: The bridge.
+        modality: What is made.
+        span: Positions for it.
+        places: The span's rows, and which medium of the reply each makes.
+        seeds: One per row.
+        every: Sampling steps from one preview to the next; 0 gives none.
+
+    Yields:
+        Row and ``MediumPreview``.
+    """
+    way, first = bridge.outputs[modality], bridge.first_ids[modality]
+    if not every:
+        return list(way.render(span, seeds, first))
+    told: SimpleQueue[Any] = SimpleQueue()
+    left = threading.Event()
+
+    def preview(step: int, steps: int, media: Callable[[], list[Any]]) -> None:
+        if left.is_set():
+            raise InterruptedError
+        if step % every == 0 and step < steps:
+            told.put((step, steps, media()))
+
+    def work() -> None:
+        try:
+            with torch.no_grad():
+                told.put(list(way.render(span, seeds, first)))
+        except BaseException as error:
+            told.put(error)
+
+    span.preview = preview
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while isinstance(item := told.get(), tuple):
+            step, steps, media = item
+            for (row, place), medium in zip(places.items(), media, strict=True):
+                yield row, MediumPreview(modality, place, medium, step, steps)
+    finally:
+        left.set()
+        worker.join()
+    if isinstance(item, BaseException):
+        raise item
+    return item  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
-def generate(
+def stream(
     bridge: Any,
     dialogues: Sequence[Sequence[Message]],
+    sampling: Sampling,
     *,
     root: str | Path | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    pieces: bool = True,
+) -> Iterator[tuple[int, Event]]:
+    """Answer dialogues together, and tell what happens as it happens.
+
+    Args:
+        bridge: A ``Bridge``.
+        dialogues: Dialogues in the message schema, each of which ends with a turn of the user.
+        sampling: How replies are drawn; row i takes seed + i.
+        root: Folder below which paths of media must lie; None allows any path.
+        pieces: Whether text is told piece by piece.
+
+    Yields:
+        Number of the dialogue and event.
+
+    Raises:
+        ContextError: A prompt does not leave room for a reply.
+        MessageError: A dialogue breaks the schema or holds a medium that the bridge has no way for.
+        MediaError: A file can't be read.
+    """
+    with evaluating(bridge):
+        sequences = bridge.prepare(dialogues, root=root, reply=True)
+        check_room(bridge, max(len(sequence.ids) for sequence in sequences))
+        decoding = Decoding(bridge, len(dialogues))
+        decoding.prefill(sequences)
+        yield from decode(bridge, decoding, sampling, pieces=pieces)
+
+
+def generate(
+    bridge: Any, dialogues: Sequence[Sequence[Message]], *, root: str | Path | None = None, **sampling: Any
 ) -> list[Reply]:
     """Answer dialogues together.
 
@@ -201,101 +443,14 @@ def generate(
         bridge: A ``Bridge``.
         dialogues: Dialogues in the message schema, each of which ends with a turn of the user.
         root: Folder below which paths of media must lie; None allows any path.
-        max_new_tokens: Longest reply in tokens; a medium counts as one.
-        temperature: 0 takes the likeliest token; otherwise tokens are sampled.
-        top_p: Share of the probability that sampling draws from.
-        seed: Seed of sampling and of the decoders.
+        **sampling: Fields of ``Sampling``; row i takes seed + i.
 
     Raises:
+        ConfigError: A field of ``sampling`` is out of range.
         ContextError: A prompt does not leave room for a reply.
         MessageError: A dialogue breaks the schema or holds a medium that the bridge has no way for.
         MediaError: A file can't be read.
     """
-    if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
-        raise ConfigError(
-            "temperature must be at least 0, top_p in (0, 1] and max_new_tokens at least 1, not "
-            f"{temperature}, {top_p}, {max_new_tokens}."
-        )
-    modes = [(module, module.training) for module in bridge.modules()]
-    bridge.eval()
-    try:
-        return _generate(bridge, dialogues, root, max_new_tokens, temperature, top_p, seed)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _generate(
-    bridge: Any,
-    dialogues: Sequence[Sequence[Message]],
-    root: str | Path | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-) -> list[Reply]:
-    backbone = bridge.backbone
-    block = max(sum(way.rows.count for way in bridge.outputs.values()), 1)  # the most that one round can add
-    batch = collate(bridge.prepare(dialogues, root=root, reply=True), left=True, seed=seed).to(backbone.device)
-    if batch.ids.shape[1] + block > backbone.context:
-        raise ContextError(
-            f"the prompt has {batch.ids.shape[1]} positions but the context holds {backbone.context}, which leaves no room for "
-            "a reply; shorten the dialogue or use fewer media."
-        )
-    decoding = Decoding(bridge, bridge.embed(batch), batch.mask, attention_of(batch.mask, bridge.full_spans(batch)))
-    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(dialogues))]
-
-    def pick(row: int, scores: Tensor) -> int:
-        if temperature == 0:
-            return int(scores.argmax())
-        shares = (scores.float().cpu() / temperature).softmax(-1)
-        if top_p < 1:
-            ordered, order = shares.sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
-            shares = torch.zeros_like(shares).scatter(0, order, ordered)
-        return int(torch.multinomial(shares, 1, generator=generators[row]))
-
-    replies = [Reply() for _ in dialogues]
-    words: list[list[int]] = [[] for _ in dialogues]
-    open_rows = set(range(len(dialogues)))
-
-    def flush(row: int) -> None:
-        text = backbone.tokenizer.decode(words[row], skip_special_tokens=True).strip()
-        if text:
-            replies[row].parts.append(text)
-        words[row] = []
-
-    triggers = {bridge.first_ids[modality]: modality for modality in bridge.outputs}
-    for _ in range(max_new_tokens):
-        rows = sorted(open_rows)
-        scores = bridge.logits(decoding.hidden[rows])
-        columns = (
-            scores.argmax(-1).tolist()
-            if temperature == 0
-            else [pick(row, scores[index]) for index, row in enumerate(rows)]
-        )
-        chosen = {row: bridge.token_of(column) for row, column in zip(rows, columns, strict=True)}
-        emitting: dict[int, list[int]] = {}
-        for row, token in chosen.items():
-            if token == backbone.eos:
-                flush(row)
-                open_rows.discard(row)
-            elif token in triggers:
-                flush(row)
-                emitting.setdefault(token, []).append(row)
-            else:
-                words[row].append(token)
-                decoding.waiting[row] = token
-        for token, members in emitting.items():
-            span = CacheSpan(decoding, members, token, pick)
-            made = bridge.outputs[triggers[token]].render(span, [seed + row for row in members], token)
-            for row, medium in zip(members, made, strict=True):
-                replies[row].parts.append(medium)
-        if decoding.waiting:
-            decoding.step([], decoding.hidden.new_zeros(0, 1, backbone.dim))
-        if not open_rows or decoding.length + block > backbone.context:
-            break
-    for row in open_rows:
-        flush(row)
-        replies[row].complete = False
-    return replies
+    events = stream(bridge, dialogues, Sampling(**sampling), root=root, pieces=False)
+    replies = {row: event.reply for row, event in events if isinstance(event, ReplyDone)}
+    return [replies[row] for row in range(len(dialogues))]

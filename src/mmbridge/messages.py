@@ -9,13 +9,14 @@ searched for afterwards.
 
 import functools
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmbridge.errors import ConfigError, MessageError
-from mmbridge.modality import CONTENT_TYPES
+from mmbridge.errors import ConfigError, MediaError, MessageError
+from mmbridge.modality import CONTENT_TYPES, SUFFIXES
 from mmbridge.registry import suggest
 
 ROLES = ("system", "user", "assistant")
@@ -147,6 +148,51 @@ def read_messages(path: Path) -> list[Message]:
         value = value.get("messages")
     parse_messages(value)
     return list(value)
+
+
+def store_media(messages: Sequence[Message], folder: Path, root: str | Path | None = None) -> list[Message]:
+    """Write the media of a dialogue into a folder; files (below ``root``) are copied, what is in memory is saved.
+
+    Returns:
+        The dialogue with names of files in ``folder`` (``image-0.png``, ...) as paths.
+
+    Raises:
+        MediaError: A file can't be read, or a medium can't be written.
+    """
+    count = 0
+    stored = []
+    for message, turn in zip(messages, parse_messages(messages), strict=True):
+        content: list[dict[str, Any]] = []
+        for part in turn.parts:
+            if isinstance(part, TextPart):
+                content.append({"type": "text", "text": part.text})
+                continue
+            entry: dict[str, Any] = {"type": part.type}
+            if part.path is not None or part.data is not None:
+                entry["path"] = _store_medium(part, folder, root, f"{part.type}-{count}")
+                count += 1
+            if part.caption is not None:
+                entry["caption"] = part.caption
+            content.append(entry)
+        stored.append({**message, "content": message["content"] if isinstance(message["content"], str) else content})
+    return stored
+
+
+def _store_medium(part: MediumPart, folder: Path, root: str | Path | None, stem: str) -> str:
+    from mmbridge import media
+    from mmbridge.media.base import within_root
+
+    if part.path is not None:
+        name = stem + Path(part.path).suffix.lower()
+        try:
+            shutil.copyfile(within_root(part.path, root), folder / name)
+        except OSError as error:
+            raise MediaError(f"{part.path!r} can't be copied to {str(folder)!r} ({error.strerror}).") from error
+        return name
+    options = {key: value for key in ("sample_rate", "fps") if (value := getattr(part, key)) is not None}
+    name = stem + SUFFIXES[part.type]
+    media.load(part.type, part.data, **options).save(folder / name)
+    return name
 
 
 def template_names() -> list[str]:

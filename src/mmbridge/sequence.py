@@ -1,7 +1,7 @@
 """Messages and slots to one sequence: spans, labels and masks are born here and never searched for afterwards."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,14 @@ class TokenSequence:
     labels: list[int] = field(default_factory=list)
     entering: list[MediumSpan] = field(default_factory=list)
     leaving: list[MediumSpan] = field(default_factory=list)
+
+    def after(self, start: int) -> "TokenSequence":
+        """Return what follows the first ``start`` positions, which cut no medium."""
+        entering, leaving = (
+            [replace(span, start=span.start - start) for span in spans if span.start >= start]
+            for spans in (self.entering, self.leaving)
+        )
+        return TokenSequence(self.ids[start:], self.labels[start:], entering, leaving)
 
 
 @dataclass
@@ -163,23 +171,25 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
-def attention_of(mask: Tensor, full: Sequence[MediumSpan]) -> Tensor:
+def attention_of(mask: Tensor, full: Sequence[MediumSpan], past: int = 0) -> Tensor:
     """Return what a transformers backbone takes as attention mask.
 
     Args:
         mask: (B, T), False on padding.
-        full: Spans inside which every position sees every other.
+        full: Spans inside which every position sees every other; they start to count behind ``past``.
+        past: Leading positions that a cache holds, which ask for nothing themselves.
 
     Returns:
-        The mask itself where all attention is causal, else (B, 1, T, T), True where attention is allowed.
+        The mask itself where all attention is causal, else (B, 1, T - past, T), True where attention is allowed.
     """
     if not full:
         return mask.long()
     length = mask.shape[1]
-    allowed = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril().repeat(len(mask), 1, 1)
+    causal = torch.ones(length - past, length, dtype=torch.bool, device=mask.device).tril(past)
+    allowed = causal.repeat(len(mask), 1, 1)
     for span in full:
-        inside = slice(span.start, span.start + span.length)
-        allowed[span.row, inside, inside] = True
+        start, stop = span.start, span.start + span.length
+        allowed[span.row, start:stop, past + start : past + stop] = True
     # A padding row keeps its own position, since a row without any is undefined.
-    own = torch.eye(length, dtype=torch.bool, device=mask.device)
+    own = torch.eye(length, dtype=torch.bool, device=mask.device)[past:]
     return ((allowed & mask[:, None, :]) | own)[:, None]

@@ -17,10 +17,10 @@ LAYERS = (
     {"config", "messages"},
     {"encoders", "projections", "backbones", "decoders", "synthetic"},
     {"inputs", "outputs", "conversion"},
-    {"sequence"},
+    {"sequence", "replies"},
     {"generation", "data"},  # the loop is given a bridge; it does not know the class
     {"bridge"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "chat"},
     {"demo", "planning"},
     {"cli"},
     {"__main__"},

@@ -88,14 +88,21 @@ def test_evaluate_prints_the_table_that_it_writes(parts, tmp_path, capsys):
     ]
     assert main(arguments) == 0
     rows = json.loads((tmp_path / "table" / "any_to_any.json").read_text())
-    assert set(rows[0]) == {"in", "out", "split", "accuracy", "low", "high", "bound", "n"}
-    assert {(tuple(row["in"]), row["out"]) for row in rows} >= {(("image",), "text"), (("text",), "none")}
+    keys = {"in", "out", "split", "accuracy", "low", "high", "bound", "n", "written", "emission"}
+    assert all(set(row) == keys for row in rows), "turn is there only where it is 2, and nothing is made here"
+    assert {(tuple(row["in"]), row["out"]) for row in rows} == {
+        (source, wanted) for source in (("text",), ("image",), ("text", "image")) for wanted in ("text", "none")
+    }
     assert {row["n"] for row in rows} == {1}
     page = (tmp_path / "table" / "index.html").read_text(encoding="utf-8")
     assert page.count('<table class="matrix">') == 2 and page.count("n = 1<") == len(rows)
     assert "src=" not in page and "href=" not in page, "the page needs nothing beside itself"
     printed = capsys.readouterr().out
     assert printed.count("unseen") == sum(row["split"] == "unseen" for row in rows) > 0
+    assert main([*arguments, "--cells", "text:none"]) == 0
+    assert len(json.loads((tmp_path / "table" / "any_to_any.json").read_text())) == 2
+    assert main([*arguments, "--cells", "text:none,image:txt"]) == 2
+    assert "no cell 'image:txt'; did you mean 'image:text'" in capsys.readouterr().err
 
 
 def test_ls_lists_every_kind(capsys):

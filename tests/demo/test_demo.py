@@ -100,18 +100,18 @@ def trained(tmp_path_factory, parts):
     folder = out / "runs" / stages[-1].name
     bridge = Bridge.from_pretrained(folder)
     written = write_prompts(out / "media")
-    exchanges = list(answer(bridge, [written[0], written[6]], out, "replies/trained"))
-    table = evaluate(bridge, out / "evaluation", samples=1, splits=("unseen",), progress=False)
+    exchanges = list(answer(bridge, [written[0], written[-1]], out, "replies/trained"))
+    cells = ("text:text", "image:image", "text+image:text", "text:image:2")
+    table = evaluate(bridge, out / "evaluation", samples=1, splits=("unseen",), cells=cells, progress=False)
     return out, Report("a", 0.5, exchanges, describe_parts(bridge, folder), table, "ours", stages, exchanges[:1])
 
 
 def test_prompts_are_held_out_and_their_files_can_be_read(prompts):
     folder, found = prompts
-    assert len(found) == 12
     kinds = set()
     for prompt in found:
+        assert prompt.turns[-1].scene.split == "unseen" or prompt.turns[-1].wanted == "none"
         for task in prompt.turns:
-            assert task.scene.split == "unseen" or task.wanted == "none"
             for part in task.messages[0]["content"]:
                 if part["type"] != "text":
                     kinds.add((folder / part["path"]).suffix)
@@ -119,12 +119,35 @@ def test_prompts_are_held_out_and_their_files_can_be_read(prompts):
     assert kinds == {".png", ".jpg", ".mp4", ".gif", ".wav", ".mp3"}
 
 
-def test_what_is_asked_to_be_drawn_from_words_is_what_is_judged(prompts):
+def test_prompts_go_every_way(prompts):
     _, found = prompts
-    asked = [task for prompt in found for task in prompt.turns if (task.source, task.wanted) == ("text", "image")]
-    assert asked
+    ways = {("+".join(prompt.turns[-1].sources), prompt.turns[-1].wanted) for prompt in found}
+    media = ("text", "image", "audio", "video")
+    assert ways >= {(source, wanted) for source in media for wanted in media}
+    assert ways >= {("image+audio", "video"), ("image+audio", "text"), ("text+image", "image"), ("text", "none")}
+    assert sum(len(prompt.turns) == 2 for prompt in found) == 3
+
+
+def test_a_bridge_is_asked_only_for_what_it_makes(prompts, tmp_path):
+    _, found = prompts
+    kept = write_prompts(tmp_path, ["image"])
+    assert {task.wanted for prompt in kept for task in prompt.turns} == {"text", "image", "none"}
+    assert [prompt.title for prompt in kept] == [
+        prompt.title for prompt in found if not {task.wanted for task in prompt.turns} & {"audio", "video"}
+    ]
+
+
+def test_what_is_asked_for_in_words_is_what_is_judged(prompts):
+    _, found = prompts
+    asked = [
+        task for prompt in found for task in prompt.turns[:1] if task.sources == ("text",) and task.wanted != "none"
+    ]
+    assert {task.wanted for task in asked} == {"text", "image", "video", "audio"}
     for task in asked:
-        assert parse(task.messages[0]["content"][0]["text"], CARRIES["image"]) == task.scene.factors("image")
+        assert parse(task.messages[0]["content"][0]["text"]) == task.scene.factors(task.wanted)
+        assert set(task.factors) == set(CARRIES[task.wanted])
+    changed = next(prompt.turns for prompt in found if prompt.title == "The same, but blue")
+    assert changed[1].scene == changed[0].scene.replace(colour="blue")
 
 
 def test_the_page_is_valid_and_needs_nothing_beside_itself(trained):
@@ -206,7 +229,9 @@ def test_the_shipped_bridge_answers_in_an_empty_folder(tmp_path, monkeypatch, ca
     page = check_alone((tmp_path / "demo" / "index.html").read_text(encoding="utf-8"))
     for tag in ("audio", "video", "img"):
         assert tag in page.tags
-    assert page.text.count("✓ Right") >= 11 and page.text.count("✓ Right") + page.text.count("✗ Wrong") == 12
+    prompts = write_prompts(tmp_path / "again", Bridge.from_pretrained("mmbridge/tiny").outputs)
+    right, wrong = page.text.count("✓ Right"), page.text.count("✗ Wrong")
+    assert right >= 0.9 * len(prompts) and right + wrong == len(prompts)
     printed = capsys.readouterr().out
-    assert "12/12" in printed and "Paint what you hear." in printed
+    assert f"{len(prompts)}/{len(prompts)}" in printed and "Paint what you hear." in printed
     assert "\033[" not in printed, "no colours where nobody sees them"

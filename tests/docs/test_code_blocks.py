@@ -5,7 +5,7 @@ import re
 
 import pytest
 from architecture.test_layers import LAYERS
-from doc_pages import PAGES, ROOT, blocks_of, commands_of
+from doc_pages import PAGES, ROOT, blocks_of, commands_of, name_of
 
 from mmbridge.cli.main import parse_arguments
 from mmbridge.config import Recipe, recipe_names
@@ -18,7 +18,7 @@ RUN = [page for page in PAGES if page != ELSEWHERE and any(block.language == "py
 COMMANDS = [(page, words) for page in PAGES for words in commands_of(page)]
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
@@ -34,7 +34,9 @@ def test_only_what_needs_large_weights_is_not_run():
     assert marks <= {"not run: needs 7B weights"}
 
 
-@pytest.mark.parametrize("page, words", COMMANDS, ids=[f"{page.name}: {' '.join(words)}" for page, words in COMMANDS])
+@pytest.mark.parametrize(
+    "page, words", COMMANDS, ids=[f"{name_of(page)}: {' '.join(words)}" for page, words in COMMANDS]
+)
 def test_command_lines_parse(page, words):
     if {"--help", "--version"} & set(words):
         with pytest.raises(SystemExit) as done:
@@ -46,10 +48,10 @@ def test_command_lines_parse(page, words):
         Recipe.load(parsed.recipe, getattr(parsed, "overrides", []))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#\s]+)", page.read_text(encoding="utf-8")):
-        assert os.path.exists(page.parent / target), f"{page.name} links to {target}, which is not there"
+        assert os.path.exists(page.parent / target), f"{name_of(page)} links to {target}, which is not there"
 
 
 def test_readme_is_short():

@@ -1,7 +1,12 @@
 """Backbones: embeddings to hidden states; logits only where they are asked for."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmbridge.backbones.causal_lm import CausalLM
+    from mmbridge.backbones.lora import Lora
+    from mmbridge.backbones.rows import NewRows
 
 _LAZY = {"CausalLM": "causal_lm", "Lora": "lora", "NewRows": "rows"}
 __all__ = ["CausalLM", "Lora", "NewRows"]

@@ -2,35 +2,82 @@
 
 Scenes that bridges have seen in training and scenes that they have not are rendered, asked about and judged by
 measurement. The table is printed, written to DIR/any_to_any.json and drawn in DIR/index.html: accuracy with its 95 %
-interval (low, high), and the bound, which is the same decoder with the gold caption.
+bootstrap interval (low, high), what the same decoders make of the gold captions (bound) and of the reply's own words
+(written), and how often exactly the media asked for came out (emission). The same command goes on with an interrupted run.
+
+With --benchmark, answer a public benchmark instead, over data in their official layout below --data, and measure the
+replies by the field's own metrics. Nothing is downloaded: what is not there is named, with where to get it. An interrupted
+run goes on when it is started again. docs/evaluation.md lists layouts and metrics.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+from mmbridge.errors import ConfigError
+from mmbridge.evaluation.benchmarks.table import BENCHMARKS
 
 EXAMPLES = """\
   mmbridge evaluate mmbridge/tiny --out evaluation
   mmbridge evaluate runs/tiny/instruction_tuning --out evaluation --samples 50 --seed 1
+  mmbridge evaluate mmbridge/tiny --out evaluation --cells text:image,image+audio:text,text:image:2
+  mmbridge evaluate runs/nextgpt --benchmark coco-caption --data coco --out captions --limit 500
+  mmbridge evaluate runs/nextgpt --benchmark coco-text-to-image --data coco --out pictures --limit 30000 \\
+      --embedder openai/clip-vit-base-patch32
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("bridge", metavar="BRIDGE", help="folder, shipped name or hub id of a saved bridge")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for any_to_any.json and index.html"
-    )
-    parser.add_argument("--samples", type=int, metavar="N", help="requests per row of the table")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for what is written")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of scenes and replies")
+    group = parser.add_argument_group("the table")
+    group.add_argument("--samples", type=int, metavar="N", help="requests per cell of the table")
+    group.add_argument(
+        "--cells", metavar="LIST", help="only these cells: IN:OUT joined by commas, with :2 behind it for second turns"
+    )
+    group = parser.add_argument_group("a public benchmark")
+    group.add_argument("--benchmark", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}")
+    group.add_argument("--data", type=Path, metavar="DIR", help="folder of the benchmark's official files")
+    group.add_argument("--limit", type=int, metavar="N", help="draw so many requests, by the seed")
+    group.add_argument("--prompt", metavar="TEXT", help="what to say in place of the benchmark's own words")
+    group.add_argument(
+        "--embedder", metavar="SOURCE", help="CLIP, CLAP or ImageBind to measure similarities and distances through"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    given = {name: getattr(arguments, name) for name in ("limit", "prompt", "embedder")}
+    options = {name: value for name, value in given.items() if value is not None}
+    if arguments.benchmark is not None:
+        run_benchmark(arguments, options)
+        return
+    if options or arguments.data is not None:
+        name = next(iter(options), "data")
+        raise ConfigError(f"--{name} is for a benchmark; name it with --benchmark: {', '.join(BENCHMARKS)}.")
     from mmbridge.demo.page import write_table
     from mmbridge.evaluation.any_to_any import evaluate, format_table
 
-    given = {"samples": arguments.samples, "seed": arguments.seed}
+    cells = [name.strip() for name in arguments.cells.split(",")] if arguments.cells else None
+    given = {"samples": arguments.samples, "seed": arguments.seed, "cells": cells}
     options = {name: value for name, value in given.items() if value is not None}
     table = evaluate(arguments.bridge, arguments.out, **options)
     print(format_table(table))
     print(f"see {write_table(table, arguments.bridge, arguments.out)}")
+
+
+def run_benchmark(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Answer and measure a public benchmark."""
+    if arguments.data is None or arguments.samples is not None or arguments.cells is not None:
+        raise ConfigError(
+            "--benchmark needs --data, the folder of its files, and takes --limit, not --samples or --cells."
+        )
+    from mmbridge.evaluation.benchmarks.run import format_result
+    from mmbridge.evaluation.benchmarks.run import run_benchmark as measure
+
+    seed = 0 if arguments.seed is None else arguments.seed
+    result = measure(arguments.bridge, arguments.benchmark, arguments.data, arguments.out, seed=seed, **options)
+    print(format_result(result))
+    print(f"see {arguments.out / 'metrics.json'}")

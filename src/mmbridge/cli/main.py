@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 from mmbridge import __version__
 from mmbridge.errors import ConfigError, MMBridgeError
 
-COMMANDS = ("demo", "generate", "train", "evaluate", "data", "ls", "cp", "validate", "plan")
+COMMANDS = ("demo", "chat", "generate", "train", "evaluate", "data", "ls", "cp", "validate", "plan")
 
 _EXAMPLES = """\
 examples:
   mmbridge demo                                       see it work: answers, then training, in one page
+  mmbridge chat                                       talk with the shipped bridge
   mmbridge ls recipes                                 what can be trained
   mmbridge generate mmbridge/tiny --messages dialogue.json --out reply
 """

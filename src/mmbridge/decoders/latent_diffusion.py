@@ -7,7 +7,7 @@ kind of model is a file beside this one, which says how its condition is made, a
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -21,6 +21,9 @@ from mmbridge.errors import CheckpointError, ConfigError, MediaError, MissingExt
 from mmbridge.specs import ConditionSpec
 
 log = logging.getLogger("mmbridge")
+
+Preview = Callable[[int, int, Callable[[], list[Any]]], None]
+"""What looks at media in the making: number of the step, number of steps, and a function that makes what there is."""
 
 _PLURALS = {"image": "images", "audio": "sounds", "video": "videos"}
 
@@ -56,7 +59,7 @@ class LatentDiffusion(Decoder):
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 7.5
     rows_at_once: ClassVar[int | None] = None
-    cached_components = ("text_encoder", "tokenizer", "vae")
+    cached_components: tuple[str, ...] = ("text_encoder", "tokenizer", "vae")
     _unconditional: Tensor | None
 
     def __init__(
@@ -287,6 +290,7 @@ class LatentDiffusion(Decoder):
         steps: int | None = None,
         guidance: float | None = None,
         progress: bool = False,
+        preview: Preview | None = None,
     ) -> list[Any]:
         """Make one medium for each condition.
 
@@ -297,6 +301,8 @@ class LatentDiffusion(Decoder):
             steps: Sampling steps; None takes the decoder's own.
             guidance: Classifier-free guidance; None takes the decoder's own, up to 1 means none.
             progress: Show diffusers' progress bar.
+            preview: Called after each step with its number from 1, their number, and a function that makes what there is
+                so far, where the pipeline lets anyone look (Stable Diffusion's does).
 
         Raises:
             ShapeError: The condition has another shape.
@@ -327,6 +333,7 @@ class LatentDiffusion(Decoder):
                 output = pipeline(
                     **self._prompt(rows, None if empty is None else empty.expand_as(rows)),
                     **self._output_size(),
+                    **({} if preview is None else self._watch(preview)),
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     generator=[torch.Generator().manual_seed(number) for number in numbers],
@@ -351,6 +358,10 @@ class LatentDiffusion(Decoder):
 
     def _output_size(self) -> dict[str, Any]:
         """Return the pipeline's arguments for the size of the media."""
+        return {}
+
+    def _watch(self, preview: Preview) -> dict[str, Any]:
+        """Return the pipeline's arguments by which ``preview`` is called; none where it can't be."""
         return {}
 
     @abstractmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmbridge.decoders.components import Folder
-from mmbridge.decoders.latent_diffusion import LatentDiffusion
+from mmbridge.decoders.latent_diffusion import LatentDiffusion, Preview
 from mmbridge.errors import ConfigError
 from mmbridge.media import Image, prepare_image
 from mmbridge.registry import decoders as registry
@@ -37,7 +37,7 @@ class StableDiffusion(LatentDiffusion):
         revision: Branch, tag or commit of a hub repository.
         offload: Keep components on the CPU and bring each to the device only while it works.
 
-    Example:
+    Examples:
         >>> decoder = StableDiffusion("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype="bfloat16")
         >>> condition, mask = decoder.encode(["a red cube"])
         >>> decoder.sample(condition, seed=1)[0].save("cube.png")
@@ -123,6 +123,19 @@ class StableDiffusion(LatentDiffusion):
 
     def _output_size(self) -> dict[str, Any]:
         return {"height": self.resolution, "width": self.resolution}
+
+    def _watch(self, preview: Preview) -> dict[str, Any]:
+        def step_done(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            preview(step + 1, pipeline.num_timesteps, lambda: self._paint(tensors["latents"]))
+            return tensors
+
+        return {"callback_on_step_end": step_done}
+
+    @torch.no_grad()
+    def _paint(self, latents: Tensor) -> list[Image]:
+        vae = self.component("vae")
+        pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample  # (B, 3, H, W) in -1..1
+        return [Image.load(picture) for picture in (pictures.float() / 2 + 0.5).clamp(0, 1)]
 
     def _medium(self, output: Tensor) -> Image:
         return Image.load(output)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmbridge import Bridge, hub
 from mmbridge.config import Recipe
-from mmbridge.data.synthetic import is_right
+from mmbridge.data.tasks import MAX_NEW_TOKENS, is_right
 from mmbridge.demo.page import write_page
 from mmbridge.demo.prompts import Prompt, below, write_prompts
 from mmbridge.demo.report import Exchange, Report, StageReport, describe_parts, describe_stage
@@ -22,8 +22,6 @@ BRIDGE = "mmbridge/tiny"
 RECIPES = ("tiny/encoder_alignment", "tiny/decoder_alignment", "tiny/instruction_tuning")
 SAMPLES = 50
 """Requests per cell of the table."""
-AGAIN = (0, 2, 4, 6, 7, 8)
-"""Prompts that the freshly trained bridge answers too."""
 
 
 def run(out: str | Path, train: bool = True) -> Path:
@@ -44,10 +42,10 @@ def run(out: str | Path, train: bool = True) -> Path:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     heading("The shipped bridge answers")
-    prompts = write_prompts(out / "media")
     began = time.monotonic()
     bridge = Bridge.from_pretrained(BRIDGE)
     seconds = time.monotonic() - began
+    prompts = write_prompts(out / "media", bridge.outputs)
     say(f"{BRIDGE} is open after {seconds:.1f} s; {len(prompts)} prompts, whose files are in {out / 'media'}")
     exchanges = list(answer(bridge, prompts, out, "replies/shipped"))
     table = hub.read_json(hub.resolve(BRIDGE) / "any_to_any.json")
@@ -85,7 +83,7 @@ def answer(bridge: Bridge, prompts: Sequence[Prompt], out: Path, folder: str) ->
             say(f"       {style('you', 'faint')}     {in_words(asked)}")
             dialogue.append(below(str(out / "media"), message))
             began = time.monotonic()
-            reply = bridge.generate(dialogue, max_new_tokens=48)
+            reply = bridge.generate(dialogue, max_new_tokens=MAX_NEW_TOKENS)
             taken = time.monotonic() - began
             place = f"{folder}/{number:02}-{index}"
             given = below(place, reply.save(out / place))
@@ -98,7 +96,7 @@ def answer(bridge: Bridge, prompts: Sequence[Prompt], out: Path, folder: str) ->
             say(f"       {style('bridge', 'accent')}  {in_words(given)}  [{mark}, {taken:.1f} s]")
         last = prompt.turns[-1]
         measured = list(dict.fromkeys(factor for task in prompt.turns for factor in task.factors))
-        yield Exchange(prompt.title, last.source, last.wanted, shown, prompt.truth, measured, right, seconds)
+        yield Exchange(prompt.title, "+".join(last.sources), last.wanted, shown, prompt.truth, measured, right, seconds)
 
 
 def train_stages(recipes: Sequence[Recipe], out: Path) -> Iterator[StageReport]:
@@ -137,7 +135,7 @@ def evaluate_trained(folder: Path, prompts: Sequence[Prompt], report: Report, ou
     report.table = evaluate(bridge, out / "evaluation", samples=SAMPLES, splits=("unseen",))
     report.measured = "the bridge just trained"
     say(format_table(report.table))
-    report.again = list(answer(bridge, [prompts[index] for index in AGAIN], out, "replies/trained"))
+    report.again = list(answer(bridge, [prompt for prompt in prompts if prompt.again], out, "replies/trained"))
     report.parts = describe_parts(bridge, folder)
 
 

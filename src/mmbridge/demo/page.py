@@ -23,7 +23,6 @@ _FOLDER = Path(__file__).parent
 _TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".webp": "image/webp"}
 _SPECTROGRAM = (120, 400)  # rows, columns
 _AUDIO_COLOUR = (203, 82, 126)
-_MODALITIES = ("text", "image", "video", "audio")
 
 
 def write_page(report: Report, out: Path) -> Path:
@@ -152,21 +151,24 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 def matrices(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the any-to-any table, one matrix per split."""
-    return [matrix(table, split) for split in dict.fromkeys(cell["split"] for cell in table)]
+    """Return the any-to-any table as matrices: per split, one medium at a time, two at once, and second turns."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for split in dict.fromkeys(cell["split"] for cell in table):
+        name = f"{split.capitalize()} combinations"
+        titles = (name, f"{name}, two media at once", f"{name}, second turn")
+        for cell in table:
+            if cell["split"] == split:
+                groups.setdefault(titles[2 if cell.get("turn") == 2 else "+" in cell["out"]], []).append(cell)
+    return [matrix(title, cells) for title, cells in groups.items()]
 
 
-def matrix(table: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
-    """Return one split of the any-to-any table as rows of cells, for media in by media out."""
-    cells = {("+".join(cell["in"]), cell["out"]): cell for cell in table if cell["split"] == split}
-    order = [*_MODALITIES, "none"]
-    rows = sorted({source for source, _ in cells}, key=lambda name: (name.count("+"), order.index(name.split("+")[0])))
-    columns = sorted({made for _, made in cells}, key=order.index)
-    return {
-        "split": split,
-        "columns": columns,
-        "rows": [(source, [graded(cells.get((source, made))) for made in columns]) for source in rows],
-    }
+def matrix(title: str, table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return part of the any-to-any table as rows of cells, for media in by media out, in the order of the table."""
+    cells = {("+".join(cell["in"]), cell["out"]): cell for cell in table}
+    sources = dict.fromkeys(source for source, _ in cells)
+    columns = list(dict.fromkeys(made for _, made in cells))
+    rows = [(source, [graded(cells.get((source, made))) for made in columns]) for source in sources]
+    return {"title": title, "columns": columns, "rows": rows}
 
 
 def graded(cell: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -174,7 +176,7 @@ def graded(cell: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if cell is None:
         return None
     share = cell["accuracy"] / cell["bound"] if cell["bound"] else 0.0
-    return {**cell, "grade": round(min(1.0, max(0.0, (share - 0.5) / 0.5)), 3)}
+    return {"written": None, "emission": None, **cell, "grade": round(min(1.0, max(0.0, (share - 0.5) / 0.5)), 3)}
 
 
 def sizes(parts: Sequence[PartReport]) -> dict[str, int]:

@@ -24,8 +24,8 @@ class Exchange:
 
     Attributes:
         title: What it shows.
-        source: What the scene was given by: "text", "image", "video" or "audio".
-        wanted: What was asked for at last: "text", "image" or "none".
+        source: What the scene was given by: "text", "image", "video", "audio", or a pair such as "image+audio".
+        wanted: What was asked for at last: a medium, "text" or "none".
         messages: The dialogue; paths of media are relative to the demo's folder.
         truth: What the scene is, in words; "" where only the absence of media counts.
         measured: What the judges looked at, such as "shape"; empty where only the absence of media counts.

@@ -1,10 +1,13 @@
-"""Evaluation: what a bridge gets right, measured exactly on the synthetic world."""
+"""Evaluation: what a bridge gets right, measured exactly on the synthetic world, or by the field's benchmarks."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_LAZY = {"evaluate": "any_to_any", "Cell": "any_to_any"}
-__all__ = ["Cell", "evaluate"]
+if TYPE_CHECKING:
+    from mmbridge.evaluation.any_to_any import Cell, evaluate
+
+_LAZY = {"evaluate": "any_to_any", "Cell": "any_to_any", "run_benchmark": "benchmarks.run"}
+__all__ = ["Cell", "evaluate", "run_benchmark"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,10 @@
 """Ways in: how a medium enters the sequence."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmbridge.inputs.encoded import Encoded
 
 _LAZY = {"Encoded": "encoded"}
 __all__ = ["Encoded"]

@@ -1,7 +1,10 @@
 """Ways out: how a medium leaves the sequence."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmbridge.outputs.signals import Signals
 
 _LAZY = {"Signals": "signals"}
 __all__ = ["Signals"]

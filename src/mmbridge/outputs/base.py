@@ -6,16 +6,23 @@ text until a trigger appears, then hands the way out a ``Span``; the same medium
 ``sample`` (autoregressive ``Codes``), or ``peek`` and ``commit`` (masked ``Codes``, ``Latents``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+Preview = Callable[[int, int, Callable[[], list[Any]]], None]
+"""What a decoder may call after each sampling step: the step, counted from 1, their number, and how to get the media so far."""
+
 
 class Span(Protocol):
-    """Positions lent to a way out for the rows of a batch that have just emitted its trigger; R rows."""
+    """Positions lent to a way out for the rows of a batch that have just emitted its trigger; R rows.
+
+    ``preview`` is for the decoder, if it can tell what a medium looks like so far; None where nobody looks.
+    """
 
     rows: int
+    preview: Preview | None
 
     def force(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Put these ids into every row, trigger first, in one pass; returns hidden states and embeddings, (R, K, D) each."""

@@ -5,6 +5,7 @@ Source: NExT-GPT, arXiv 2309.05519, sections 3 and 4.2; GILL, arXiv 2305.17216; 
 out-of-order block can't exist. The block is not supervised token by token, since nothing ever reads those logits.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -158,7 +159,9 @@ class Signals(nn.Module):
     def render(self, span: Span, seeds: Sequence[int], first: int) -> list[Any]:
         """Force the block and let the decoder make one medium per row."""
         hidden, embeddings = span.force([first + index for index in range(self.rows.count)])
-        return list(self.decoder.sample(self.condition(hidden, embeddings), seed=list(seeds)))
+        looked_at = span.preview is not None and "preview" in inspect.signature(self.decoder.sample).parameters
+        options = {"preview": span.preview} if looked_at else {}
+        return list(self.decoder.sample(self.condition(hidden, embeddings), seed=list(seeds), **options))
 
     def trainable(self) -> dict[str, nn.Module]:
         """Return the projection and the signals' rows."""

@@ -50,7 +50,7 @@ class Grouping(InputProjection):
         ConfigError: A size that is not a positive integer, heads that do not divide the width, depths that do not
             match the stages, or an unknown variant.
 
-    Example:
+    Examples:
         >>> import torch
         >>> projection = Grouping(num_tokens=2, num_concepts=(4,), depths=(1, 1, 1), dim_hidden=16, num_heads=2)
         >>> projection.build(dim_in=24, dim_out=32)(torch.randn(3, 9, 24)).shape

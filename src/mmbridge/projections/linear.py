@@ -22,7 +22,7 @@ class Linear(InputProjection):
 
     Shape: (B, T, dim_in) -> (B, T, dim_out).
 
-    Example:
+    Examples:
         >>> import torch
         >>> Linear(dim_in=24, dim_out=32)(torch.randn(2, 5, 24)).shape
         torch.Size([2, 5, 32])
@@ -53,7 +53,7 @@ class MLP(InputProjection):
 
     Shape: (B, T, dim_in) -> (B, T, dim_out).
 
-    Example:
+    Examples:
         >>> import torch
         >>> MLP(dim_hidden=64).build(dim_in=24, dim_out=32)(torch.randn(2, 5, 24)).shape
         torch.Size([2, 5, 32])

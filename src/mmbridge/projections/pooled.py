@@ -34,7 +34,7 @@ class Pooled(OutputProjection):
     Raises:
         ConfigError: A size that is not a positive integer, or heads that do not divide the width.
 
-    Example:
+    Examples:
         >>> import torch
         >>> vector = Pooled(64, 48, dim_hidden=32, normalize=True)(torch.randn(2, 4, 64))
         >>> vector.shape, bool((vector.norm(dim=-1) - 1).abs().max() < 1e-5)

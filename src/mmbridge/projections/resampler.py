@@ -29,7 +29,7 @@ class Resampler(InputProjection):
     Raises:
         ConfigError: A size that is not a positive integer, or heads that do not divide the width.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Resampler(24, 32, num_tokens=4, dim_hidden=16, depth=1, num_heads=2)(torch.randn(2, 9, 24)).shape
         torch.Size([2, 4, 32])

@@ -45,7 +45,7 @@ class SignalTransformer(OutputProjection):
     Raises:
         ConfigError: A size that is not a positive integer, or heads that do not divide the width.
 
-    Example:
+    Examples:
         >>> import torch
         >>> projection = SignalTransformer(dim_hidden=32).build(dim_in=64, dim_out=48, num_queries=7)
         >>> projection(torch.randn(2, 4, 64)).shape

@@ -5,18 +5,12 @@ says about a generated medium is a measurement. docs/world.md defines the world 
 """
 
 from mmbridge.synthetic.audio import SAMPLE_RATE, render_audio
-from mmbridge.synthetic.conversation import (
-    chat_pairs,
-    convert_request,
-    describe_request,
-    dialogue,
-    draw_reply,
-    draw_request,
-    question,
-)
+from mmbridge.synthetic.conversation import chat_pairs, describe_request, question
+from mmbridge.synthetic.dialogues import Dialogues
 from mmbridge.synthetic.image import render_image
 from mmbridge.synthetic.judges import judge, judge_audio, judge_image, judge_video
-from mmbridge.synthetic.language import caption, parse
+from mmbridge.synthetic.language import caption, parse, sentence, shared_caption
+from mmbridge.synthetic.requests import convert_request, make_request
 from mmbridge.synthetic.scene import CARRIES, FACTORS, Scene
 from mmbridge.synthetic.video import FRAMES_PER_SECOND, render_video
 
@@ -25,21 +19,22 @@ __all__ = [
     "FACTORS",
     "FRAMES_PER_SECOND",
     "SAMPLE_RATE",
+    "Dialogues",
     "Scene",
     "caption",
     "chat_pairs",
     "convert_request",
     "describe_request",
-    "dialogue",
-    "draw_reply",
-    "draw_request",
     "judge",
     "judge_audio",
     "judge_image",
     "judge_video",
+    "make_request",
     "parse",
     "question",
     "render_audio",
     "render_image",
     "render_video",
+    "sentence",
+    "shared_caption",
 ]

@@ -7,11 +7,14 @@ is the canonical phrasing, which gold conditions and tests use.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from mmbridge.synthetic.scene import CARRIES, FACTORS, Scene, lookup
+
+_T = TypeVar("_T")
 
 NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
@@ -102,6 +105,11 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
 _TEMPLATES["text"] = tuple(template for template in _TEMPLATES["video"] if "video" not in template)
 
 
+def pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
+    """One of some options, each equally likely."""
+    return options[int(rng.integers(len(options)))]
+
+
 def with_article(phrase: str) -> str:
     """The phrase behind "a" or "an"."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
@@ -110,7 +118,7 @@ def with_article(phrase: str) -> str:
 def say(scene: Scene, factor: str, rng: np.random.Generator | None = None) -> str:
     """One name of a factor's value: the canonical one, or with a generator any of its synonyms."""
     names = NAMES[factor][getattr(scene, factor)]
-    return names[0] if rng is None else names[rng.integers(len(names))]
+    return names[0] if rng is None else pick(names, rng)
 
 
 def fill(template: str, scene: Scene, modality: str, rng: np.random.Generator | None = None) -> str:
@@ -144,7 +152,29 @@ def caption(scene: Scene, modality: str = "text", rng: np.random.Generator | Non
         ConfigError: the modality is not known.
     """
     templates = _TEMPLATES[lookup("modality", modality, tuple(CARRIES))]
-    return fill(templates[0] if rng is None else templates[rng.integers(len(templates))], scene, modality, rng)
+    return fill(templates[0] if rng is None else pick(templates, rng), scene, modality, rng)
+
+
+def shared_caption(scene: Scene, factors: Collection[str], *media: str) -> str:
+    """Name, canonically, the factors that are known and that a medium can show.
+
+    Args:
+        scene: What is described.
+        factors: The factors that are known, such as those that a source carries.
+        media: Modalities of what is made from it; of several, whatever one of them can show is named.
+
+    Returns:
+        Such as "a small circle", the picture of a sound. Of all that a modality carries it is its canonical caption.
+    """
+    named = [factor for factor in factors if any(factor in CARRIES[medium] for medium in media)]
+    thing = with_article(" ".join(say(scene, factor) for factor in ("size", "colour", "shape") if factor in named))
+    return " ".join([thing, *(say(scene, factor) for factor in ("place", "motion") if factor in named)])
+
+
+def sentence(text: str) -> str:
+    """A caption as a sentence."""
+    text = text.rstrip(".")
+    return text[:1].upper() + text[1:] + "."
 
 
 def _vocabulary() -> dict[str, tuple[str, str]]:

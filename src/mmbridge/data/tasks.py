@@ -1,0 +1,239 @@
+"""Requests to bridges over the synthetic world, and what a right reply must show: the tasks of training's checks and of the table.
+
+A task is one or two turns of the user, each answered by the bridge itself, about one scene. Media are rendered, and worn as
+files in the wild are; replies are read by judges that learned nothing.
+"""
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmbridge.errors import ConfigError
+from mmbridge.media import Audio, Image, Video
+from mmbridge.media.wear import through_mp3
+from mmbridge.messages import Message
+from mmbridge.registry import suggest
+from mmbridge.synthetic import (
+    CARRIES,
+    FRAMES_PER_SECOND,
+    SAMPLE_RATE,
+    Scene,
+    caption,
+    chat_pairs,
+    convert_request,
+    describe_request,
+    judge,
+    make_request,
+    question,
+    render_audio,
+    render_image,
+    render_video,
+    sentence,
+    shared_caption,
+)
+from mmbridge.synthetic.dialogues import Shown, ordered
+from mmbridge.synthetic.requests import (
+    MEDIA,
+    again_request,
+    change_request,
+    change_scene,
+    describe_both_request,
+    then_request,
+)
+
+EVALUATION = 10_000_000
+"""First seed of the renderings by which training is watched; training draws its seeds below."""
+
+MAX_NEW_TOKENS = 64
+"""Room for the longest right reply."""
+
+SOURCES = ("text", *MEDIA, "image+audio", *(f"text+{medium}" for medium in MEDIA))
+"""What a scene is given by; "text+image" is a picture, with words that change it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Requests about a scene, and what the last reply shows if it is right.
+
+    Attributes:
+        messages: The turns of the user; each is answered before the next is asked.
+        sources: What the scene is given by, such as ("text",) or ("image", "audio").
+        wanted: What the last reply must hold: "text", "image", "video", "audio", two media such as "image+audio", or
+            "none" where no medium may be made.
+        scene: What the last reply is about.
+        factors: The factors that are given by then; of them a medium has to show those that it can.
+    """
+
+    messages: tuple[Message, ...]
+    sources: tuple[str, ...]
+    wanted: str
+    scene: Scene
+    factors: tuple[str, ...]
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """The media that the last reply must hold, in order."""
+        return () if self.wanted in ("text", "none") else tuple(self.wanted.split("+"))
+
+    def caption(self, medium: str) -> str:
+        """Return the gold caption of a medium that is wanted."""
+        return shared_caption(self.scene, self.factors, medium)
+
+    def matches(self, found: Mapping[str, str | None]) -> bool:
+        """Return whether what a judge read in a medium has every factor that is given right."""
+        return all(value == getattr(self.scene, name) for name, value in found.items() if name in self.factors)
+
+
+@functools.lru_cache(maxsize=20_000)
+def render_medium(modality: str, scene: Scene, seed: int) -> Image | Video | Audio:
+    """Render a scene as a medium; every third rendering is worn by compression, as files in the wild are."""
+    worn = seed % 3 == 0
+    rng = np.random.default_rng([seed, 77])
+    if modality == "image":
+        pixels = render_image(scene, seed)
+        return Image.load(recompress(pixels, rng) if worn else pixels)
+    if modality == "video":
+        frames = render_video(scene, seed)
+        if worn:
+            frames = np.stack([recompress(frame, np.random.default_rng([seed, 78]), resize=False) for frame in frames])
+        return Video.load(frames, fps=float(FRAMES_PER_SECOND))
+    samples = render_audio(scene, seed)
+    if worn:
+        samples = samples * rng.uniform(0.3, 1.0) + rng.uniform(0, 0.003) * rng.standard_normal(len(samples))
+    audio = Audio.load(torch.from_numpy(np.asarray(samples, dtype=np.float32)), sample_rate=SAMPLE_RATE)
+    return through_mp3(audio, int(rng.choice([48_000, 64_000, 96_000]))) if worn and rng.random() < 0.6 else audio
+
+
+def recompress(pixels: np.ndarray, rng: np.random.Generator, resize: bool = True) -> np.ndarray:
+    """Return a picture (H, W, 3) after a change of size and a JPEG round trip."""
+    from PIL import Image as PilImage
+
+    picture = PilImage.fromarray(pixels)
+    if resize:
+        side = int(rng.integers(40, 200))
+        picture = picture.resize((side, side), PilImage.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=int(rng.integers(30, 90)))
+    return np.asarray(PilImage.open(stream).convert("RGB"))
+
+
+def opening(shown: Shown, seed: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the part that brings a scene in: a medium, or a sentence in its place."""
+    if shown.modality == "text":
+        return {"type": "text", "text": sentence(caption(shown.scene, "text", rng)) + " "}
+    return {"type": shown.modality, "data": render_medium(shown.modality, shown.scene, seed)}
+
+
+def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int, turn: int = 1) -> Task:
+    """Return a request about a scene.
+
+    Args:
+        sources: What the scene is given by, one of ``SOURCES``; a pair is joined by "+" or given as two names.
+        wanted: "text", "image", "video", "audio", two media joined by "+", or "none".
+        scene: What the last reply is about. Where words change what is shown or was made, it is the scene after the change;
+            the one before is of the same split if this one is "seen", and any otherwise.
+        seed: Chooses words, renderings and what is changed.
+        turn: 2 for a request that comes back to the reply before: "the same, but blue".
+
+    Raises:
+        ConfigError: Unknown sources, medium or turn, or a turn that there is no request for.
+    """
+    source = sources if isinstance(sources, str) else "+".join(sources)
+    media = () if wanted in ("text", "none") else tuple(wanted.split("+"))
+    if source not in SOURCES or not set(media) <= set(MEDIA) or len(media) > 2 or turn not in (1, 2):
+        raise ConfigError(
+            f"there is no task from {source!r} to {wanted!r} in turn {turn}{suggest(source, list(SOURCES))}"
+        )
+    if (turn == 2 and (len(media) != 1 or "+" in source)) or (source.startswith("text+") and len(media) > 1):
+        raise ConfigError(
+            f"no request leads from {source!r} to {wanted!r} in turn {turn}; ask for one medium in turn 1."
+        )
+    rng = np.random.default_rng([seed, 5])
+    if turn == 2:
+        return _second_turn(source, wanted, scene, seed, rng)
+    factors, shown = _factors(source), scene
+    if wanted == "none" and source == "text" and rng.random() < 0.5:
+        asked, factors = chat_pairs(rng)[0][0], ()
+        return Task((_user([], asked),), ("text",), wanted, scene, factors)
+    if source.startswith("text+"):
+        able = CARRIES[source[5:] if not media else media[0]]
+        shown, changed = change_scene(scene, able, rng, "seen" if scene.split == "seen" else None)
+        factors = ordered({*factors, *changed})
+        asked = change_request(scene, changed, media[0] if media else "text", rng)
+    elif media and source == "text":
+        factors = ordered({factor for medium in media for factor in CARRIES[medium]})
+        return Task((_user([], make_request(scene, media, rng)),), ("text",), wanted, scene, factors)
+    elif media:
+        asked = convert_request(source, media, rng)
+    elif wanted == "none" and rng.random() < 0.5:
+        asked = question(scene, str(rng.choice(factors)), rng)[0]
+    else:
+        asked = describe_both_request(rng) if source == "image+audio" else describe_request(source, rng)
+    return Task((_user(_openings(source, shown, seed, rng), asked),), tuple(source.split("+")), wanted, scene, factors)
+
+
+def _second_turn(source: str, wanted: str, scene: Scene, seed: int, rng: np.random.Generator) -> Task:
+    """A medium that is made, or a description, and the same with a change."""
+    before, changed = change_scene(scene, CARRIES[wanted], rng, "seen" if scene.split == "seen" else None)
+    same = rng.random() < 0.6
+    factors = CARRIES[wanted] if source == "text" and same else CARRIES[source]
+    first = [] if source == "text" and same else _openings(source, before, seed, rng)
+    if not same:
+        asked = describe_request(source, rng)
+    else:
+        asked = make_request(before, wanted, rng) if source == "text" else convert_request(source, wanted, rng)
+    then = again_request(scene, changed, rng) if same else then_request(scene, changed, wanted, rng)
+    return Task((_user(first, asked), _user([], then)), (source,), wanted, scene, ordered({*factors, *changed}))
+
+
+def _factors(source: str) -> tuple[str, ...]:
+    """The factors that are given by what is shown."""
+    shown = source.removeprefix("text+").split("+")
+    return ordered({factor for name in shown for factor in CARRIES[name]})
+
+
+def _openings(source: str, scene: Scene, seed: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    return [opening(Shown(name, scene), seed, rng) for name in source.removeprefix("text+").split("+")]
+
+
+def _user(parts: list[dict[str, Any]], words: str) -> Message:
+    return {"role": "user", "content": [*parts, {"type": "text", "text": words}]}
+
+
+def answer_tasks(bridge: Any, tasks: Sequence[Task], seed: int | Sequence[int] = 0) -> list[Any]:
+    """Return the last replies of a bridge to tasks of equally many turns: the first turns together, then the next."""
+    dialogues: list[list[Message]] = [[] for _ in tasks]
+    replies: list[Any] = []
+    for turn in range(len(tasks[0].messages)):
+        for dialogue, task, reply in zip(dialogues, tasks, replies or [None] * len(tasks), strict=True):
+            dialogue += [*([reply.message] if reply is not None else []), task.messages[turn]]
+        replies = bridge.generate(dialogues, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+    return replies
+
+
+def read_medium(medium: Image | Video | Audio) -> dict[str, str | None]:
+    """Return what the judge reads in a medium."""
+    if isinstance(medium, Audio):
+        return judge("audio", medium.samples.numpy(), medium.sample_rate)
+    if isinstance(medium, Video):
+        return judge("video", medium.frames.permute(0, 2, 3, 1).contiguous().numpy())
+    return judge("image", medium.pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def is_emitted(task: Task, reply: Any) -> bool:
+    """Return whether a reply holds exactly the media that were asked for, in order."""
+    return tuple(medium.modality for medium in reply.media) == task.media
+
+
+def is_right(task: Task, reply: Any) -> bool:
+    """Return whether a reply holds exactly the media that were asked for, and all of them show every given factor."""
+    if not is_emitted(task, reply):
+        return False
+    if task.wanted == "text":
+        return task.matches(judge("text", reply.text))
+    return all(task.matches(read_medium(medium)) for medium in reply.media)

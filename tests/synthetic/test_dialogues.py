@@ -1,0 +1,143 @@
+"""Dialogues: every reply is right given the turns before it, in every kind, for what can be made."""
+
+import re
+
+import numpy as np
+import pytest
+
+from mmbridge.errors import ConfigError
+from mmbridge.synthetic import (
+    CARRIES,
+    Dialogues,
+    Scene,
+    convert_request,
+    describe_request,
+    make_request,
+    parse,
+    question,
+)
+from mmbridge.synthetic.dialogues import LONGEST, MIX
+from mmbridge.synthetic.requests import MEDIA
+
+
+def dialogues(kind, count=120, **options):
+    rng = np.random.default_rng(0)
+    source = Dialogues(lambda rng: (Scene.random(rng, "seen"), 3), {kind: 1.0}, **options)
+    return [source.compose(rng) for _ in range(count)]
+
+
+def follow(exchanges):
+    """Yield each exchange with all that its dialogue has said by then, the latest word on a factor last."""
+    known: dict[str, str] = {}
+    for exchange in exchanges:
+        for shown in exchange.shown:
+            if len(exchange.shown) == 1:
+                known = {}
+            known |= shown.scene.factors(shown.modality)
+        if not exchange.asked.startswith("Is it"):
+            known |= parse(exchange.asked)
+        yield exchange, known
+
+
+@pytest.mark.parametrize("kind", ["draw", "convert", "edit", "pair", "several"])
+def test_media_show_all_that_is_known_and_that_they_can_show(kind):
+    made = 0
+    for exchanges in dialogues(kind, outputs=MEDIA, turns=0.4, split="seen"):
+        for exchange, known in follow(exchanges):
+            for medium, words in exchange.made:
+                assert parse(words) == {name: known[name] for name in CARRIES[medium] if name in known}, exchange
+                assert parse(exchange.answer).items() >= parse(words).items()
+                assert exchange.answer.startswith("Here is ")
+                made += 1
+            if exchange.asked[:3] != "Is " and not exchange.made:
+                assert parse(exchange.answer).items() <= known.items()
+    assert made > 60
+
+
+@pytest.mark.parametrize("kind", ["edit", "pair"])
+def test_changes_lead_to_seen_scenes_alone(kind):
+    for exchanges in dialogues(kind, outputs=("video",), inputs=("video",), split="seen"):
+        for exchange, known in follow(exchanges):
+            if len(known) == 5:
+                assert Scene(**known).split == "seen", exchange
+
+
+def test_later_turns_are_of_every_sort():
+    found = dialogues("edit", 300, outputs=MEDIA)
+    assert {len(exchanges) for exchanges in found} == {2, 3, LONGEST}
+    later = [exchange for exchanges in found for exchange in exchanges[1:]]
+    assert {medium for exchange in later for medium, _ in exchange.made} == set(MEDIA)
+    assert any(exchange.shown for exchange in later), "another medium comes in later"
+    assert any(exchange.answer.startswith(("It is", "Yes", "No")) for exchange in later)
+    assert any(exchange.asked.startswith("The same, but") for exchange in later)
+
+
+def test_pairs_are_two_media_of_one_scene_or_a_medium_and_words():
+    kinds = set()
+    for (exchange,) in dialogues("pair", 200, outputs=MEDIA):
+        kinds.add("+".join(shown.modality for shown in exchange.shown))
+        assert len({shown.scene for shown in exchange.shown}) == 1
+        assert len(exchange.shown) == 2 or parse(exchange.asked)
+    assert kinds == {"image", "video", "audio", "image+audio"}
+
+
+def test_two_media_are_made_in_the_order_asked():
+    orders = set()
+    for (exchange,) in dialogues("several", outputs=MEDIA):
+        media = [medium for medium, _ in exchange.made]
+        orders.add(tuple(media))
+        words = {"image": "draw|paint|picture", "video": "film|animate|video", "audio": "play|hear|sound"}
+        first, second = (re.search(words[medium], exchange.asked.lower()).start() for medium in media)
+        assert first < second
+    assert len(orders) == 6
+
+
+@pytest.mark.parametrize("outputs", [(), ("image",), MEDIA])
+def test_what_can_be_made_is_never_declined(outputs):
+    for (exchange,) in dialogues("refuse", 200, outputs=outputs):
+        assert not exchange.made
+        declined = re.fullmatch(r"I can't make a (.*)\.", exchange.answer)
+        if declined:
+            named = {"picture": "image", "video": "video", "sound": "audio"}.get(declined[1])
+            assert named not in outputs
+        else:
+            assert re.fullmatch(r"I (see|hear) no \w+\.", exchange.answer) and not exchange.shown
+
+
+@pytest.mark.parametrize("kind", MIX)
+def test_every_kind_works_with_pictures_alone(kind):
+    if kind == "several":
+        with pytest.raises(ConfigError, match="'several', which needs 2 of image, video and audio in data.outputs"):
+            dialogues(kind, 1)
+        return
+    for exchanges in dialogues(kind, 30, inputs=("image",), turns=0.5):
+        assert {medium for exchange in exchanges for medium, _ in exchange.made} <= {"image"}
+        assert {shown.modality for exchange in exchanges for shown in exchange.shown} <= {"image", "text"}
+        assert all(shown.entry == 3 for exchange in exchanges for shown in exchange.shown)
+
+
+def test_the_language_is_small():
+    texts = []
+    for kind in MIX:
+        for exchanges in dialogues(kind, 400, outputs=MEDIA, turns=0.3):
+            texts += [text for exchange in exchanges for text in (exchange.asked, exchange.answer)]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        scene = Scene.random(rng)
+        texts += [make_request(scene, medium, rng) for medium in MEDIA] + [convert_request("image", MEDIA[:2], rng)]
+        texts += [question(scene, "place", rng)[0], describe_request("text", rng)]
+    assert len(set(re.findall(r"[a-z]+", " ".join(texts).lower()))) < 250
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mix": {"describ": 1.0}}, r"'describ'.*did you mean 'describe'\?"),
+        ({"outputs": ("vidoe",)}, r"'vidoe'.*did you mean 'video'\?"),
+        ({"mix": {"pair": 1.0}, "inputs": ()}, "'pair' but data.inputs is empty"),
+        ({"mix": {"edit": 1.0}, "outputs": ()}, "'edit', which needs 1 of image"),
+    ],
+)
+def test_kinds_that_cannot_be_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        Dialogues(lambda rng: (Scene.random(rng), 0), **options)
