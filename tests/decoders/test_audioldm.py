@@ -74,7 +74,7 @@ def test_sample_is_what_diffusers_plays(parts, scheduler):
         output_type="pt",
     ).audios
     made = decoder.sample(condition[:, None], seed=5, steps=4, guidance=3.0)
-    assert_close(waves(made), wanted, rtol=0, atol=0)
+    assert_close(waves(made), wanted, rtol=0, atol=1e-7)  # one value in 200 differs in its last bit
     assert {(audio.sample_rate, len(audio.samples)) for audio in made} == {(RATE, 64)}
     assert waves(made).std() > 1e-4
 
