@@ -48,6 +48,9 @@ def test_what_is_given_is_exactly_what_must_be_right(source, wanted, split):
         given |= {} if wanted == "none" or "Is it" in words(message) else parse(words(message))
         if wanted != "none":
             assert given == {factor: getattr(task.scene, factor) for factor in task.factors}
+        captions = [parse(task.caption(medium)) for medium in task.media]
+        if captions:
+            assert set(task.measured) == set().union(*captions)
         for medium in task.media:
             assert parse(task.caption(medium)) == {
                 name: value for name, value in given.items() if name in CARRIES[medium]

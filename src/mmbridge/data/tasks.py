@@ -80,6 +80,12 @@ class Task:
         """The media that the last reply must hold, in order."""
         return () if self.wanted in ("text", "none") else tuple(self.wanted.split("+"))
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The factors that the last reply must show."""
+        shown = {factor for medium in self.media or ("text",) for factor in CARRIES[medium]}
+        return tuple(factor for factor in self.factors if factor in shown and self.wanted != "none")
+
     def caption(self, medium: str) -> str:
         """Return the gold caption of a medium that is wanted."""
         return shared_caption(self.scene, self.factors, medium)

@@ -15,19 +15,13 @@ from mmbridge.demo.page import write_page
 from mmbridge.demo.prompts import Prompt, below, write_prompts
 from mmbridge.demo.report import Exchange, Report, StageReport, describe_parts, describe_stage
 from mmbridge.demo.terminal import heading, say, style
-from mmbridge.evaluation.any_to_any import evaluate, format_table
+from mmbridge.evaluation.any_to_any import directions, evaluate, format_table, name_of
 from mmbridge.messages import Message
 
 BRIDGE = "mmbridge/tiny"
 RECIPES = ("tiny/encoder_alignment", "tiny/decoder_alignment", "tiny/instruction_tuning")
 SAMPLES = 20
-"""Requests per cell of the table."""
-SOURCES = ("text", "image", "video", "audio")
-CELLS = (
-    *(f"{source}:{wanted}" for source in SOURCES for wanted in (*SOURCES, "none")),
-    "image+audio:video", "text+image:image", "text:image+audio", "text:image:2", "text:audio:2",
-)  # fmt: skip
-"""What is measured after training: all directions of single media, and one of each further kind."""
+"""Requests per cell of the table, which has one medium in, one out and one turn; `mmbridge evaluate` measures the rest."""
 
 
 def run(out: str | Path, train: bool = True) -> Path:
@@ -101,7 +95,7 @@ def answer(bridge: Bridge, prompts: Sequence[Prompt], out: Path, folder: str) ->
             mark = style("right", "good") if turn_right else style("wrong", "poor")
             say(f"       {style('bridge', 'accent')}  {in_words(given)}  [{mark}, {taken:.1f} s]")
         last = prompt.turns[-1]
-        measured = list(dict.fromkeys(factor for task in prompt.turns for factor in task.factors))
+        measured = list(dict.fromkeys(factor for task in prompt.turns for factor in task.measured))
         yield Exchange(prompt.title, "+".join(last.sources), last.wanted, shown, prompt.truth, measured, right, seconds)
 
 
@@ -138,7 +132,8 @@ def evaluate_trained(folder: Path, prompts: Sequence[Prompt], report: Report, ou
     """Measure the bridge of a run on combinations it has never seen, and let it answer some prompts again."""
     heading("The bridge just trained, on combinations that no stage has seen")
     bridge = Bridge.from_pretrained(folder)
-    report.table = evaluate(bridge, out / "evaluation", samples=SAMPLES, splits=("unseen",), cells=CELLS)
+    cells = [name_of(way) for way in directions(bridge) if way[2] == 1 and "+" not in f"{way[0]}{way[1]}"]
+    report.table = evaluate(bridge, out / "evaluation", samples=SAMPLES, splits=("unseen",), cells=cells)
     report.measured = "the bridge just trained"
     say(format_table(report.table))
     report.again = list(answer(bridge, [prompt for prompt in prompts if prompt.again], out, "replies/trained"))

@@ -171,7 +171,7 @@ def directions(bridge: Any) -> list[Direction]:
     """Return what the bridge can be asked for, as (sources, wanted, turn).
 
     Every medium that comes in, words, words with each medium, and a picture with a sound, to words, to every medium that goes
-    out and to words where a medium would be out of place; two media at once and second turns from one source each.
+    out and to words where a medium would be out of place; two media at once from something else, and second turns.
     """
     media = [name for name in ("image", "audio", "video") if name in bridge.inputs]
     made = [name for name in ("image", "audio", "video") if name in bridge.outputs]
@@ -180,7 +180,7 @@ def directions(bridge: Any) -> list[Direction]:
     several = ["+".join(pair) for pair in itertools.combinations(made, 2)]
     return [
         *((source, wanted, 1) for wanted in ("text", *made, "none") for source in (*single, *pairs)),
-        *((source, wanted, 1) for wanted in several for source in single),
+        *((source, wanted, 1) for wanted in several for source in single if source not in wanted.split("+")),
         *((source, wanted, 2) for wanted in made for source in single),
     ]
 
