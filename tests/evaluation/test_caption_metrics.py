@@ -138,9 +138,17 @@ def test_meteor_is_that_of_its_authors_program():
     pytest.importorskip("pycocoevalcap.meteor.meteor")
     if shutil.which("java") is None:
         pytest.skip("METEOR needs Java")
-    # Equal sentences of n words in one chunk have the fragmentation penalty 0, and METEOR 1.5 gives 1.
-    assert meteor(["a red ball"], [["a red ball"]]) == pytest.approx(1.0)
-    assert 0 < meteor(["a red ball"], [["the dog sleeps on a ball"]]) < 0.5
+    # Equal captions in one chunk have no penalty for fragmentation, and METEOR 1.5 gives them 1.
+    assert meteor(["a red ball", "Two dogs."], [["a red ball"], ["two dogs", "a cat"]]) == pytest.approx(1.0)
+
+
+def test_meteor_without_java_that_works_says_so(tmp_path, monkeypatch):
+    pytest.importorskip("pycocoevalcap.meteor.meteor")
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingExtraError, match="ended early"):
+        meteor(["a red ball"], [["a red ball"]])
 
 
 def test_meteor_says_what_it_needs(monkeypatch):

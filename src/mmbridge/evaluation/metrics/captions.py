@@ -166,7 +166,8 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
 
     Raises:
         DataError: Lists of different lengths, or without a reference.
-        MissingExtraError: Java, or pycocoevalcap, which carries the program and its tables, is not installed.
+        MissingExtraError: Java, or pycocoevalcap, which carries the program and its tables, is not installed, or the
+            program ends early.
     """
     items = _split(candidates, references)
     if shutil.which("java") is None:
@@ -177,4 +178,9 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         raise MissingExtraError("METEOR needs pycocoevalcap: pip install 'mmbridge[meteor]'.") from error
     made = {index: [" ".join(candidate)] for index, (candidate, _) in enumerate(items)}
     wanted = {index: [" ".join(tokens) for tokens in listed] for index, (_, listed) in enumerate(items)}
-    return float(Meteor().compute_score(wanted, made)[0])
+    try:
+        return float(Meteor().compute_score(wanted, made)[0])
+    except (OSError, ValueError) as error:  # a pipe to a program that ended, or what it says in place of a number
+        raise MissingExtraError(
+            f"METEOR's program ended early ({type(error).__name__}); it needs a Java runtime and 2 GiB of memory."
+        ) from error

@@ -14,8 +14,8 @@ Array = Any  # np.ndarray, whose import this module leaves to its functions
 def gaussian_distance(mean: Array, covariance: Array, other_mean: Array, other_covariance: Array) -> float:
     """Return the squared Fréchet distance of two Gaussians, |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), in float64.
 
-    The trace of the root is the sum of the roots of the eigenvalues of C^(1/2) C' C^(1/2), which is symmetric, so that
-    covariances of few samples, which are singular, need no added noise.
+    The trace of the root is the sum of the singular values of C^(1/2) C'^(1/2), so that covariances of few samples, which
+    are singular, need no added noise.
 
     Shape: means (D,), covariances (D, D).
 
@@ -23,12 +23,15 @@ def gaussian_distance(mean: Array, covariance: Array, other_mean: Array, other_c
     """
     import numpy as np
 
-    first, second = np.asarray(covariance, np.float64), np.asarray(other_covariance, np.float64)
-    values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T  # (D, D)
-    cross = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(min=0)).sum()
+    roots, spread = [], 0.0
+    for matrix in (covariance, other_covariance):
+        values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
+        values[values < values[-1] * len(values) * np.finfo(np.float64).eps] = 0  # rounding, which a root would enlarge
+        roots.append((vectors * np.sqrt(values)) @ vectors.T)  # (D, D)
+        spread += values.sum()
+    cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
     apart = np.asarray(mean, np.float64) - np.asarray(other_mean, np.float64)
-    return float(apart @ apart + np.trace(first) + np.trace(second) - 2 * cross)
+    return max(float(apart @ apart + spread - 2 * cross), 0.0)
 
 
 def frechet_distance(made: Array, real: Array) -> float:
