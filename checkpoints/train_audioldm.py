@@ -7,7 +7,8 @@
     python checkpoints/train_audioldm.py measure            # gold caption -> sound, read by the judges
 
 The folder is an ordinary diffusers pipeline folder. A frame of the spectrogram lasts 500 samples, longer than AudioLDM's 160: a
-vocoder repeats itself from frame to frame while a tone stands still, so frames of 10 ms would pull every pitch to multiples of 100 Hz.
+vocoder repeats itself from frame to frame while a tone stands still, so frames of 10 ms would pull every pitch to multiples
+of 100 Hz.
 """
 
 import argparse
@@ -35,7 +36,16 @@ from mmbridge.synthetic.judges import judge, judge_audio
 
 HERE = Path(__file__).parent
 TOKENS, STEPS, GUIDANCE, LATENTS = 20, 20, 2.0, 8
-MEL = {"n_fft": 1024, "win_length": 1024, "hop_length": 500, "mel_bins": 64, "low": 0, "high": 8000, "pad": 262, "peak": None}
+MEL = {
+    "n_fft": 1024,
+    "win_length": 1024,
+    "hop_length": 500,
+    "mel_bins": 64,
+    "low": 0,
+    "high": 8000,
+    "pad": 262,
+    "peak": None,
+}
 SECONDS = 2.0
 
 
@@ -188,7 +198,9 @@ def train_vae(options: argparse.Namespace) -> None:
                 print("error of loud bins", float((weight * (again - mels).abs()).sum() / weight.sum()), flush=True)
                 if vocoder_folder.exists():
                     vocoder = SpeechT5HifiGan.from_pretrained(vocoder_folder)
-                    print(judged(torch.cat([vocoder(part[:, 0]) for part in again.split(25)]).numpy(), scenes), flush=True)
+                    print(
+                        judged(torch.cat([vocoder(part[:, 0]) for part in again.split(25)]).numpy(), scenes), flush=True
+                    )
             vae.save_pretrained(options.out / "vae")
             average.swap()
     average.swap()

@@ -123,7 +123,7 @@ def train_text(options: argparse.Namespace) -> None:
 
 
 def quicker(unet: UNet3DConditionModel) -> None:
-    """Compute the same with a fifth less time on a CPU: convolutions across frames as 2D ones, attention over 8 frames as products."""
+    """Compute the same in four fifths of the time on a CPU: convolutions across frames as 2D ones, attention as products."""
 
     def across(self: torch.nn.Conv3d, states: torch.Tensor) -> torch.Tensor:
         made = F.conv2d(states.flatten(3), self.weight.squeeze(-1), self.bias, padding=(1, 0))
@@ -157,10 +157,8 @@ def train_unet(options: argparse.Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(HERE / "tiny-sd" / "vae", torch_dtype=torch.float32).eval()
     text = CLIPTextModel.from_pretrained(options.out / "text_encoder", dtype=torch.float32).requires_grad_(False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "tokenizer")
-    if options.start:
-        unet = UNet3DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32)
-    else:
-        unet = inflate()
+    before = options.start and UNet3DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32)
+    unet = before or inflate()
     quicker(unet.eval())  # in evaluation mode throughout: its layers across frames would drop a tenth
     scheduler = DDIMScheduler.from_pretrained(HERE / "tiny-sd" / "scheduler")
     pipe = TextToVideoSDPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
@@ -234,7 +232,14 @@ def finish(options: argparse.Namespace) -> None:
     }
     print(json.dumps(report, indent=2))
     (options.out / "measured.json").write_text(json.dumps(report, indent=2) + "\n")
-    facts = {"steps": STEPS, "guidance": GUIDANCE, "frames": FRAMES, "fps": 4, "resolution": [32, 32], "licence": "Apache-2.0"}
+    facts = {
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "frames": FRAMES,
+        "fps": 4,
+        "resolution": [32, 32],
+        "licence": "Apache-2.0",
+    }
     (options.out / "mmbridge.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbridge.errors import ConfigError, MediaError, MessageError
-from mmbridge.modality import CONTENT_TYPES
+from mmbridge.modality import CONTENT_TYPES, SUFFIXES
 from mmbridge.registry import suggest
 
 ROLES = ("system", "user", "assistant")
@@ -190,7 +190,7 @@ def _store_medium(part: MediumPart, folder: Path, root: str | Path | None, stem:
             raise MediaError(f"{part.path!r} can't be copied to {str(folder)!r} ({error.strerror}).") from error
         return name
     options = {key: value for key in ("sample_rate", "fps") if (value := getattr(part, key)) is not None}
-    name = stem + {"image": ".png", "audio": ".wav", "video": ".mp4"}[part.type]
+    name = stem + SUFFIXES[part.type]
     media.load(part.type, part.data, **options).save(folder / name)
     return name
 

@@ -1,7 +1,10 @@
-"""The names of the media that a message may hold, and nothing else."""
+"""The names of the media that a message may hold, and of files that hold them."""
 
 MEDIA = ("image", "audio", "video", "depth", "normal", "pointcloud", "imu", "fmri")
 """Media types, in the order in which tables list them."""
 
 CONTENT_TYPES = ("text", *MEDIA)
 """Every content-part type of the message schema."""
+
+SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".mp4"}
+"""How files end that are written of what has no name yet."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbridge.errors import ConfigError, MediaError, MMBridgeError
+from mmbridge.modality import SUFFIXES
 from mmbridge.registry import suggest
 
 EXAMPLES = """\
@@ -36,7 +37,6 @@ HELP = """\
   /quit          leave; Ctrl-D does the same, Ctrl-C stops a reply"""
 COMMANDS = ("/attach", "/clear", "/help", "/quit", "/save")
 _SENT = re.compile(r"""(?<!\S)@(?:"([^"]+)"|'([^']+)'|(\S+))""")
-_SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".mp4"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +181,7 @@ class Session:
         """Save a medium that was made under a name that is free."""
         self.out.mkdir(parents=True, exist_ok=True)
         number = 1
-        while (path := self.out / f"{medium.modality}-{number}{_SUFFIXES[medium.modality]}").exists():
+        while (path := self.out / f"{medium.modality}-{number}{SUFFIXES[medium.modality]}").exists():
             number += 1
         medium.save(path)
         return path

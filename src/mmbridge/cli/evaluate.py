@@ -71,7 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
 def run_benchmark(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     """Answer and measure a public benchmark."""
     if arguments.data is None or arguments.samples is not None or arguments.cells is not None:
-        raise ConfigError("--benchmark needs --data, the folder of its files, and takes --limit, not --samples or --cells.")
+        raise ConfigError(
+            "--benchmark needs --data, the folder of its files, and takes --limit, not --samples or --cells."
+        )
     from mmbridge.evaluation.benchmarks.run import format_result
     from mmbridge.evaluation.benchmarks.run import run_benchmark as measure
 

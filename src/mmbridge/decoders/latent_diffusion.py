@@ -59,7 +59,7 @@ class LatentDiffusion(Decoder):
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 7.5
     rows_at_once: ClassVar[int | None] = None
-    cached_components = ("text_encoder", "tokenizer", "vae")
+    cached_components: tuple[str, ...] = ("text_encoder", "tokenizer", "vae")
     _unconditional: Tensor | None
 
     def __init__(

@@ -17,7 +17,7 @@ from mmbridge.errors import CheckpointError, ConfigError, ContextError, DataErro
 from mmbridge.evaluation.benchmarks.base import Benchmark, Request, exists, locate, read_requests
 from mmbridge.evaluation.benchmarks.scoring import Answered, Judges, find_left_out, score
 from mmbridge.evaluation.benchmarks.table import BENCHMARKS
-from mmbridge.generation import SUFFIXES
+from mmbridge.modality import SUFFIXES
 from mmbridge.registry import suggest
 
 _PACKAGES = ("mmbridge", "torch", "transformers", "diffusers")
