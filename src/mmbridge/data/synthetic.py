@@ -76,7 +76,7 @@ class SyntheticData:
         turns = [render_exchange(exchange, self.seed * self.pool, rng) for exchange in exchanges]
         return {"messages": [message for turn in turns for message in turn]}
 
-    def judge(self, bridge: Any, count: int = 24, seed: int = 0) -> dict[str, float]:
+    def judge(self, bridge: Any, count: int = 8, seed: int = 0) -> dict[str, float]:
         """Return the share of right answers per direction that this data trains, on unseen combinations."""
         kinds, inputs, outputs = self.dialogues.weights, self.dialogues.inputs, self.dialogues.outputs
         made = [medium for medium in outputs if medium in bridge.outputs]
