@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmbridge.evaluation.any_to_any import Cell, evaluate
+    from mmbridge.evaluation.benchmarks.run import run_benchmark
 
 _LAZY = {"evaluate": "any_to_any", "Cell": "any_to_any", "run_benchmark": "benchmarks.run"}
 __all__ = ["Cell", "evaluate", "run_benchmark"]
