@@ -172,7 +172,6 @@ def work_on(run: Run, out: Path, cells: Sequence[str], samples: int) -> dict[str
         cells: Directions to measure; none for a run that others only start from.
         samples: Requests per cell.
     """
-    torch.set_num_threads(1)
     folder = out / "runs" / run.name
     folder.mkdir(parents=True, exist_ok=True)
     record = read_record(run, out, samples)
@@ -213,7 +212,6 @@ def _folder_of(run: Run | None, out: Path) -> str | None:
 
 def measure_pace(recipe: Recipe) -> tuple[float, float, float]:
     """Return the seconds of a step, of tokenising a dialogue, and of rendering and encoding a medium, with one thread."""
-    torch.set_num_threads(1)
     count = 4 * recipe.run.batch_size
     recipe.data.samples = count
     if recipe.data.inputs:
@@ -241,7 +239,6 @@ def measure_pace(recipe: Recipe) -> tuple[float, float, float]:
 
 def measure_reply(out: Path, samples: int) -> tuple[float, float]:
     """Return the seconds of a reply in words and of one with a picture, baselines included, by the shipped bridge."""
-    torch.set_num_threads(1)
     seconds = []
     for cell in ("image:text", "image:image"):
         began = time.monotonic()
@@ -349,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
     for name in ("seeds", "samples", "processes"):
         if getattr(given, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, not {getattr(given, name)}.")
@@ -387,7 +385,8 @@ def _pool(processes: int) -> Executor:
     """Return processes to work in, or a thread where one is enough."""
     if processes == 1:
         return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _is_done(run: Run, out: Path, cells: Mapping[str, None], samples: int) -> bool:
