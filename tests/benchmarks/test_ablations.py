@@ -1,0 +1,141 @@
+"""The ablations run through their command; the page says what the figures say."""
+
+import importlib
+import json
+from collections import Counter
+
+import pytest
+
+from mmbridge.config import Recipe
+from mmbridge.errors import ConfigError
+
+QUICK = [
+    "run.steps=2", "run.batch_size=2", "data.samples=8", "data.pool=4", "--samples", "2", "--seeds", "1", "--processes", "1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def load(root, monkeypatch):
+    """Import a file of benchmarks/ by name, as its neighbours do."""
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    return importlib.import_module
+
+
+@pytest.fixture
+def results():
+    """Two variants of one study, by hand: 80 and 20 of 100 requests are right, whatever the seed."""
+
+    def variant(share):
+        cell = {"image:text": {"share": share, "bound": 1.0, "n": 100}}
+        seed = {"steps": 400, "seconds": 50.0, "trained": 1500, "parameters": 100_000, "cells": cell}
+        return {"stages": ["encoder_alignment"], "seeds": {"0": seed, "1": seed}}
+
+    study = {
+        "title": "Grouping or linear", "question": "Which?", "paper": "Grouping.", "reference": "grouping",
+        "cells": ["image:text"], "expected": {"linear": "lower"},
+        "variants": {"grouping": variant(0.8), "linear": variant(0.2)},
+    }  # fmt: skip
+    return {"samples": 100, "environment": {"mmbridge": "0"}, "studies": {"input_projection": study}}
+
+
+def test_the_command_trains_measures_and_goes_on(load, tmp_path, capsys):
+    command = ["--only", "signal_tokens", "--out", str(tmp_path), *QUICK]
+    load("ablations").main(command)
+    written = capsys.readouterr().out
+    assert "4 runs, 4 of them to do" in written and " minutes at the speed of now" in written
+    study = json.loads((tmp_path / "results.json").read_text())["studies"]["signal_tokens"]
+    found = {label: variant["seeds"]["0"] for label, variant in study["variants"].items()}
+    assert [one["steps"] for one in found.values()] == [2, 2, 2, 2]
+    trained = [found[f"{count} signal{'s' * (count > 1)}"]["trained"] for count in (1, 2, 4, 8)]
+    row = trained[1] - trained[0]  # width of the backbone
+    assert trained == [trained[0], trained[0] + row, trained[0] + 3 * row, trained[0] + 7 * row]
+    assert all(
+        0 < one["trained"] < one["parameters"] and one["cells"]["text:image"]["n"] == 2 for one in found.values()
+    )
+    first = (tmp_path / "results.md").read_text()
+    load("ablations").main(command)
+    assert "4 runs, 0 of them to do" in capsys.readouterr().out
+    assert (tmp_path / "results.md").read_text() == first
+
+
+def test_every_variant_is_a_chain_of_valid_recipes(load):
+    ablations = load("ablations")
+    runs = set()
+    for study in ablations.read_studies().values():
+        for variant in study.variants.values():
+            run = ablations.run_of(study, variant, 0)
+            while run is not None:
+                run.recipe.validate()
+                runs.add(run)
+                run = run.parent
+    counts = Counter(run.stage for run in runs)
+    assert counts == {"encoder_alignment": 4, "decoder_alignment": 5, "instruction_tuning": 7}
+
+
+def test_what_variants_share_is_trained_once(load):
+    ablations = load("ablations")
+    studies = ablations.read_studies()
+    whole, share = studies["stages"], studies["trained_share"]
+    run = ablations.run_of(whole, whole.variants["all three"], 0)
+    assert run == ablations.run_of(share, share.variants["LoRA of rank 8"], 0)
+    none = ablations.run_of(share, share.variants["no LoRA"], 0)
+    assert none != run and none.parent == run.parent
+    assert none.recipe.bridge.part_names() != run.recipe.bridge.part_names()
+    assert run != ablations.run_of(whole, whole.variants["all three"], 1)
+
+
+def test_a_study_that_is_not_there_is_named(load):
+    with pytest.raises(ConfigError, match="no study 'signals'.*signal_tokens"):
+        load("ablations").read_studies(["signals"])
+
+
+def test_intervals_hold_seeds_and_requests(load):
+    interval = load("ablations_page").interval
+    mean, low, high = interval([0.5], 100)
+    assert (
+        mean == 0.5 and low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.011) and high == pytest.approx(1 - low, abs=0.021)
+    )
+    assert interval([1.0, 1.0, 1.0], 100) == (1.0, 1.0, 1.0)
+    mean, low, high = interval([0.0, 1.0], 100)  # a seed alone may be drawn twice
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    mean, low, high = interval([0.2, 0.9], 10_000, [0.1, 0.8])  # differs by seed, and alike for each
+    assert mean == pytest.approx(0.1) and 0.08 < low < mean < high < 0.12
+
+
+def test_the_page_says_what_the_figures_say(load, results, tmp_path):
+    module = load("ablations_page")
+    path = module.write_page(results, tmp_path)
+    text = path.read_text()
+    assert "| grouping | 400 | 1,500 (1.5 %) | 0.800 (" in text and "| linear | 400 | 1,500 (1.5 %) | 0.200 (" in text
+    assert "| linear | image to text | -0.600 (" in text and "lower, as in the paper" in text
+    assert "contrary" not in text and "Seeds: 0, 1" in text
+    drawing = (tmp_path / "assets" / "ablations-input_projection.svg").read_text()
+    assert "grouping" in drawing and "image to text" in drawing
+    results["studies"]["input_projection"]["reference"] = "linear"
+    results["studies"]["input_projection"]["expected"] = {"grouping": "lower"}
+    assert "| grouping | image to text | +0.600 (" in module.page(results)
+    assert "**higher, contrary to the paper**" in module.page(results)
+
+
+def test_verdicts(load):
+    verdict = load("ablations_page").verdict
+    assert verdict(-0.1, 0.1, "lower") == "not told apart"
+    assert verdict(-0.2, -0.1, None) == "lower" and verdict(0.1, 0.2, None) == "higher"
+
+
+def test_the_page_in_docs_is_that_of_its_figures(load, root):
+    page, figures = root / "docs" / "results.md", root / "docs" / "assets" / "ablations.json"
+    assert page.exists() == figures.exists()
+    if page.exists():
+        assert page.read_text() == load("ablations_page").page(json.loads(figures.read_text()))
+
+
+def test_the_shared_stages_differ_from_the_tiny_ones_in_size_alone(root):
+    for file in (root / "recipes" / "ablations").glob("*.yaml"):
+        small, tiny = (
+            Recipe.load(file).bridge.to_dict(),
+            Recipe.load(root / "recipes" / "tiny" / file.name).bridge.to_dict(),
+        )
+        assert small["backbone"] == tiny["backbone"]
+        for group in ("inputs", "outputs"):
+            assert small[group] == {name: tiny[group][name] for name in small[group]}
