@@ -99,6 +99,12 @@ def phase_locked(waves: torch.Tensor) -> torch.Tensor:
     return joined[:, pad : pad + count * hop]
 
 
+@torch.no_grad()
+def again(vae: AutoencoderKL, mels: torch.Tensor) -> torch.Tensor:
+    """Return spectrograms (B, T, bins) after a way through the VAE."""
+    return vae.decode(vae.encode(mels[:, None]).latent_dist.mean).sample[:, 0]
+
+
 def train_vocoder(options: argparse.Namespace) -> None:
     vocoder = SpeechT5HifiGan(
         SpeechT5HifiGanConfig(
@@ -107,8 +113,10 @@ def train_vocoder(options: argparse.Namespace) -> None:
             resblock_dilation_sizes=[[1, 3, 5], [1, 3, 5]], normalize_before=True,
         )
     )  # fmt: skip
+    vae = None
     if options.start:
         vocoder = SpeechT5HifiGan.from_pretrained(options.start / "vocoder")
+        vae = AutoencoderKL.from_pretrained(options.start / "vae").requires_grad_(False)
     else:
         vocoder.mean.fill_(-6.0), vocoder.scale.fill_(3.0)
         for module in vocoder.modules():  # as a deep network, not as an embedding, starts
@@ -123,6 +131,9 @@ def train_vocoder(options: argparse.Namespace) -> None:
     for step in range(options.steps):
         waves, _ = sounds(rng, options.batch_size)
         mels = log_mel(waves)
+        if vae is not None:  # half of the spectrograms as it will meet them
+            mels = torch.cat([mels[::2], again(vae, mels[1::2])])
+            waves = torch.cat([waves[::2], waves[1::2]])
         first = int(rng.integers(0, mels.shape[1] - frames + 1))
         mels = mels[:, first : first + frames]
         wanted = phase_locked(waves)[:, first * 500 : (first + frames) * 500]
@@ -143,7 +154,8 @@ def train_vocoder(options: argparse.Namespace) -> None:
             average.swap()
             with torch.no_grad():
                 waves, scenes = sounds(np.random.default_rng(7), 100)
-                made = torch.cat([vocoder(part) for part in log_mel(waves).split(25)])
+                mels = log_mel(waves) if vae is None else again(vae, log_mel(waves))
+                made = torch.cat([vocoder(part) for part in mels.split(25)])
             print(judged(made.numpy(), scenes), flush=True)
             vocoder.save_pretrained(options.out / "vocoder")
             average.swap()
@@ -193,13 +205,14 @@ def train_vae(options: argparse.Namespace) -> None:
             with torch.no_grad():
                 waves, scenes = sounds(np.random.default_rng(7), 100)
                 mels = log_mel(waves)[:, None]
-                again = vae.decode(vae.encode(mels).latent_dist.mean).sample
+                decoded = again(vae, mels[:, 0])[:, None]
                 weight = torch.sigmoid(mels - mels.amax((2, 3), keepdim=True) + 4.5)
-                print("error of loud bins", float((weight * (again - mels).abs()).sum() / weight.sum()), flush=True)
+                print("error of loud bins", float((weight * (decoded - mels).abs()).sum() / weight.sum()), flush=True)
                 if vocoder_folder.exists():
                     vocoder = SpeechT5HifiGan.from_pretrained(vocoder_folder)
                     print(
-                        judged(torch.cat([vocoder(part[:, 0]) for part in again.split(25)]).numpy(), scenes), flush=True
+                        judged(torch.cat([vocoder(part[:, 0]) for part in decoded.split(25)]).numpy(), scenes),
+                        flush=True,
                     )
             vae.save_pretrained(options.out / "vae")
             average.swap()
@@ -376,7 +389,9 @@ def main() -> None:
     parser.add_argument("--sounds", type=int, default=16000)
     parser.add_argument("--lr", type=float)
     parser.add_argument(
-        "--start", type=Path, help="go on from this folder: vocoder, the VAE's decoder alone, or the UNet"
+        "--start",
+        type=Path,
+        help="go on from this folder: the vocoder behind the VAE, the VAE's decoder alone, or the UNet",
     )
     parser.add_argument("--count", type=int, default=400, help="sounds to measure, twice")
     parser.add_argument("--seed", type=int, default=0)
