@@ -11,7 +11,7 @@ from torchmetrics.text import BLEUScore
 
 from mmbridge.bridge import Bridge
 from mmbridge.cli.main import main, parse_arguments
-from mmbridge.data.synthetic import render_medium
+from mmbridge.data.tasks import render_medium
 from mmbridge.encoders.imagebind import ImageBind, ImageBindModel
 from mmbridge.errors import ConfigError
 from mmbridge.evaluation import run_benchmark
