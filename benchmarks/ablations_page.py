@@ -26,8 +26,9 @@ need not hold for a 7B model and photographs. Pictures and sounds come in, pictu
 A figure is the share of {samples} requests per seed, on combinations that no training has seen, whose reply holds exactly the
 media asked for with every factor right. Seeds: {seeds}, each with data, weights and requests of its own. Behind a mean
 stands its 95 % interval, a bootstrap over seeds and requests; in the plots a point is a seed, a bar an interval, and the dotted
-line what the decoder makes of the right captions. With so few seeds, intervals are rather too narrow. Every variant has the
-learning rate that suits the reference, which may favour it.
+line what the decoder makes of the right captions (1 where none takes part). With so few seeds, intervals are rather too narrow, and
+where all replies are right, or none, they have no width at all. Every variant has the learning rate that suits the reference,
+which may favour that.
 
 What the paper says is NExT-GPT's, arXiv 2309.05519. A difference counts as told apart where its interval leaves out zero.
 """

@@ -84,6 +84,16 @@ def test_what_variants_share_is_trained_once(load):
     assert run != ablations.run_of(whole, whole.variants["all three"], 1)
 
 
+def test_one_stage_instead_of_three_takes_as_many_steps(load):
+    ablations = load("ablations")
+    whole = ablations.read_studies()["stages"]
+    alone = ablations.run_of(whole, whole.variants["instruction tuning alone, 930 steps"], 0)
+    run, steps = ablations.run_of(whole, whole.variants["all three"], 0), 0
+    while run is not None:
+        steps, run = steps + run.recipe.run.steps, run.parent
+    assert alone.parent is None and alone.recipe.run.steps == steps == 930
+
+
 def test_a_study_that_is_not_there_is_named(load):
     with pytest.raises(ConfigError, match="no study 'signals'.*signal_tokens"):
         load("ablations").read_studies(["signals"])
