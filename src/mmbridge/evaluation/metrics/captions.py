@@ -178,9 +178,13 @@ def meteor(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         raise MissingExtraError("METEOR needs pycocoevalcap: pip install 'mmbridge[meteor]'.") from error
     made = {index: [" ".join(candidate)] for index, (candidate, _) in enumerate(items)}
     wanted = {index: [" ".join(tokens) for tokens in listed] for index, (_, listed) in enumerate(items)}
+    program = Meteor()
     try:
-        return float(Meteor().compute_score(wanted, made)[0])
+        return float(program.compute_score(wanted, made)[0])
     except (OSError, ValueError) as error:  # a pipe to a program that ended, or what it says in place of a number
         raise MissingExtraError(
             f"METEOR's program ended early ({type(error).__name__}); it needs a Java runtime and 2 GiB of memory."
         ) from error
+    finally:
+        if program.lock.locked():  # an error leaves it so, and the destructor would wait for it for ever
+            program.lock.release()
