@@ -226,7 +226,8 @@ def measure_pace(recipe: Recipe) -> tuple[float, float, float]:
         seconds.append(time.monotonic() - began)
     media = sum(store.computed[name] for name in recipe.data.inputs or ())
     medium = max(seconds[0] - seconds[1], 0.0) / media if media else 0.0
-    batches, stage = StepBatches(prepared, recipe.run.batch_size), Stage(bridge, recipe.losses, recipe.optimizer, 1)
+    batches = StepBatches(prepared, recipe.run.batch_size, recipe.run.seed)
+    stage = Stage(bridge, recipe.losses, recipe.optimizer, 1)
     optimizer = torch.optim.AdamW(stage.trained, fused=True)
     for step in range(8):
         if step == 2:  # the first ones warm up

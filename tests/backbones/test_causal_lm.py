@@ -118,8 +118,8 @@ def test_tokens_come_with_their_place_in_the_text(backbone):
 
 
 def test_sequences_beyond_the_context_are_refused(backbone):
-    with pytest.raises(ContextError, match="129 positions .* context of 128; shorten the dialogue"):
-        backbone(torch.zeros(1, 129, 32))
+    with pytest.raises(ContextError, match="513 positions .* context of 512; shorten the dialogue"):
+        backbone(torch.zeros(1, 513, 32))
 
 
 def test_sources_that_hold_no_model_are_named(tmp_path):

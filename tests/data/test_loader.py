@@ -134,7 +134,7 @@ def ask(text, *reply):
 @pytest.mark.parametrize(
     ("dialogue", "words"),
     [
-        (ask("word " * 400, "yes"), "positions but the backbone's context holds 128"),
+        (ask("word " * 400, "yes"), "positions but the backbone's context holds 512"),
         (ask("Hello?"), "the assistant says nothing"),
         (ask("Draw.", [{"type": "image", "path": "a.png"}]), "has no 'caption'"),
         (ask("Sing.", [{"type": "audio", "path": "a.png", "caption": "la"}]), "can't make media of type 'audio'"),

@@ -6,7 +6,8 @@ import pytest
 from wear import WEAR
 
 from mmbridge.bridge import Bridge
-from mmbridge.decoders import StableDiffusion
+from mmbridge.data.tasks import answer_tasks, is_emitted
+from mmbridge.decoders import AudioLDM, ModelScope, StableDiffusion
 from mmbridge.evaluation.any_to_any import gold_accuracy, make_tasks, measure
 
 TEXT = {"text": 0.95, "image": 0.95, "audio": 0.95, "video": 0.90}
@@ -20,9 +21,11 @@ def bridge():
 
 @pytest.fixture(scope="module")
 def hasty():
-    """The same bridge with a decoder of one step, where only the picture's being there counts."""
+    """The same bridge with decoders of one step, where only a medium's being there counts."""
     bridge = Bridge.from_pretrained("mmbridge/tiny")
     bridge.outputs["image"].decoder = StableDiffusion("mmbridge/tiny-sd", steps=1)
+    bridge.outputs["audio"].decoder = AudioLDM("mmbridge/tiny-audioldm", steps=1)
+    bridge.outputs["video"].decoder = ModelScope("mmbridge/tiny-zeroscope", steps=1)
     return bridge
 
 
@@ -61,13 +64,21 @@ def test_pictures_come_close_to_the_gold_captions(bridge, source):
 
 
 @pytest.mark.parametrize("source", TEXT)
-def test_pictures_are_emitted_when_asked_for_and_only_then(hasty, source):
-    asked = make_tasks(source, "image", "unseen", REQUESTS, seed=1)
-    replies = [
-        reply
-        for start in range(0, REQUESTS, 50)
-        for reply in hasty.generate([list(task.messages) for task in asked[start : start + 50]], max_new_tokens=48)
-    ]
-    # A block that was not complete would have no picture.
-    assert share([[medium.modality for medium in reply.media] == ["image"] for reply in replies]) >= 0.99
-    assert share(measure(hasty, make_tasks(source, "none", "unseen", REQUESTS, seed=1))) >= 0.99
+def test_sounds_come_close_to_the_gold_captions(bridge, source):
+    tasks = make_tasks(source, "audio", "unseen", 60, seed=0)
+    assert share(measure(bridge, tasks, batch_size=60)) >= 0.90 * gold_accuracy(bridge, tasks)
+
+
+@pytest.mark.parametrize("source", TEXT)
+@pytest.mark.parametrize("wanted", ["image", "audio", "video", "image+audio", "none"])
+def test_media_are_made_when_asked_for_and_only_then(hasty, source, wanted):
+    count = 100 if "video" in wanted else REQUESTS
+    tasks = make_tasks(source, wanted, "unseen", count, seed=1)
+    replies = [reply for start in range(0, count, 50) for reply in answer_tasks(hasty, tasks[start : start + 50])]
+    # A block that was not complete would have no medium.
+    assert share([is_emitted(task, reply) for task, reply in zip(tasks, replies, strict=True)]) >= 0.99
+
+
+def test_a_second_turn_changes_the_picture(bridge):
+    tasks = make_tasks("text", "image", "unseen", 60, seed=0, turn=2)
+    assert share(measure(bridge, tasks, batch_size=60)) >= 0.90 * gold_accuracy(bridge, tasks)
