@@ -199,7 +199,8 @@ def test_a_turn_that_is_left_or_fails_is_taken_back(bridge):
     check_turns(bridge, TURNS[:1], chat, max_new_tokens=6)
 
 
-def test_a_dialogue_that_outgrows_the_context_forgets_media_then_turns_and_says_so(bridge, caplog):
+def test_a_dialogue_that_outgrows_the_context_forgets_media_then_turns_and_says_so(bridge, caplog, monkeypatch):
+    monkeypatch.setattr(bridge.backbone.model.config, "max_position_embeddings", 128)
     chat = Chat(bridge, max_new_tokens=4, system="Be brief.")
     notices = []
     with caplog.at_level(logging.WARNING, "mmbridge.chat"):

@@ -174,6 +174,9 @@ def test_ctrl_c_twice_at_the_prompt_leaves(bridge, pictures, state):
     terminal.type("/help\n")
     terminal.expect("/attach FILE")
     terminal.expect("> ")
+    time.sleep(
+        1
+    )  # the prompt is shown a moment before the line is read; before that, readline takes the key for itself
     terminal.type("\x03")
     terminal.expect("(Ctrl-C once more, Ctrl-D or /quit to leave)")
     terminal.expect("> ")
