@@ -87,7 +87,8 @@ def phase_locked(waves: torch.Tensor) -> torch.Tensor:
     """Return (B, T) sounds of the same spectrogram in which every partial peaks in the middle of each frame.
 
     Phases can't be read from a spectrogram, so a vocoder is free to choose them. These ones depend on the frame alone and can be
-    learned by plain regression; losses between spectrograms took many times as long to find any.
+    learned by plain regression; after 400 steps of losses
+    between spectrograms the judges read 0.22 of 100 sounds, of this 0.80 (one run each).
     """
     size, hop = MEL["n_fft"], MEL["hop_length"]
     pad = MEL["pad"]
