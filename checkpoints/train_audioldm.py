@@ -116,8 +116,8 @@ def train_vocoder(options: argparse.Namespace) -> None:
     )  # fmt: skip
     vae = None
     if options.start:
-        vocoder = SpeechT5HifiGan.from_pretrained(options.start / "vocoder")
-        vae = AutoencoderKL.from_pretrained(options.start / "vae").requires_grad_(False)
+        vocoder = SpeechT5HifiGan.from_pretrained(options.start / "vocoder", dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(options.start / "vae", torch_dtype=torch.float32).requires_grad_(False)
     else:
         vocoder.mean.fill_(-6.0), vocoder.scale.fill_(3.0)
         for module in vocoder.modules():  # as a deep network, not as an embedding, starts
@@ -173,13 +173,9 @@ def train_vae(options: argparse.Namespace) -> None:
         vae.encoder.conv_in.weight /= 3  # log-mels have a mean of -6 and a deviation of 3
         vae.encoder.conv_in.bias += 6 * vae.encoder.conv_in.weight.sum((1, 2, 3))
         vae.decoder.conv_out.bias.fill_(-6.0)
-    if options.start:
-        vae = AutoencoderKL.from_pretrained(options.start / "vae").to(memory_format=torch.channels_last)
-        vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
     print(f"VAE {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
     rng = np.random.default_rng(options.seed)
-    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=options.lr or 2e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr or 2e-3, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 50))
     average = Average(vae, decay=0.995)
     vocoder_folder = options.out / "vocoder"
@@ -210,7 +206,7 @@ def train_vae(options: argparse.Namespace) -> None:
                 weight = torch.sigmoid(mels - mels.amax((2, 3), keepdim=True) + 4.5)
                 print("error of loud bins", float((weight * (decoded - mels).abs()).sum() / weight.sum()), flush=True)
                 if vocoder_folder.exists():
-                    vocoder = SpeechT5HifiGan.from_pretrained(vocoder_folder)
+                    vocoder = SpeechT5HifiGan.from_pretrained(vocoder_folder, dtype=torch.float32)
                     print(
                         judged(torch.cat([vocoder(part[:, 0]) for part in decoded.split(25)]).numpy(), scenes),
                         flush=True,
@@ -218,10 +214,9 @@ def train_vae(options: argparse.Namespace) -> None:
             vae.save_pretrained(options.out / "vae")
             average.swap()
     average.swap()
-    if not options.start:
-        with torch.no_grad():
-            whiten(vae, log_mel(sounds(np.random.default_rng(8), 1024)[0])[:, None])
-        vae.save_pretrained(options.out / "vae")
+    with torch.no_grad():
+        whiten(vae, log_mel(sounds(np.random.default_rng(8), 1024)[0])[:, None])
+    vae.save_pretrained(options.out / "vae")
     print(f"VAE done in {time.time() - started:.0f} s", flush=True)
 
 
@@ -296,10 +291,14 @@ def measure(pipe: AudioLDMPipeline, count: int, seed: int, varied: bool = False)
 
 
 def train_unet(options: argparse.Namespace) -> None:
-    vae = AutoencoderKL.from_pretrained(options.out / "vae").eval()
-    text = ClapTextModelWithProjection.from_pretrained(options.out / "text_encoder").requires_grad_(False).eval()
+    vae = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32).eval()
+    text = (
+        ClapTextModelWithProjection.from_pretrained(options.out / "text_encoder", dtype=torch.float32)
+        .requires_grad_(False)
+        .eval()
+    )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "tokenizer")
-    vocoder = SpeechT5HifiGan.from_pretrained(options.out / "vocoder").eval()
+    vocoder = SpeechT5HifiGan.from_pretrained(options.out / "vocoder", dtype=torch.float32).eval()
     widths = (48, 64, 64)
     unet = UNet2DConditionModel(
         sample_size=8, in_channels=LATENTS, out_channels=LATENTS, block_out_channels=widths,
@@ -308,7 +307,7 @@ def train_unet(options: argparse.Namespace) -> None:
         projection_class_embeddings_input_dim=512, class_embeddings_concat=True,
     )  # fmt: skip
     if options.start:
-        unet = UNet2DConditionModel.from_pretrained(options.start / "unet")
+        unet = UNet2DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32)
     print(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M", flush=True)
     scheduler = DDIMScheduler.from_pretrained(HERE / "tiny-sd" / "scheduler")
     pipe = AudioLDMPipeline(
@@ -389,11 +388,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--sounds", type=int, default=16000)
     parser.add_argument("--lr", type=float)
-    parser.add_argument(
-        "--start",
-        type=Path,
-        help="go on from this folder: the vocoder behind the VAE, the VAE's decoder alone, or the UNet",
-    )
+    parser.add_argument("--start", type=Path, help="go on from this folder: the vocoder behind the VAE, or the UNet")
     parser.add_argument("--count", type=int, default=400, help="sounds to measure, twice")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

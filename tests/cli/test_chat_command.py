@@ -133,9 +133,31 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text)
         return before
 
-    def wait(self):
+    def interrupt(self):
+        """Press Ctrl-C until it is answered or the program ends: one in the moment before a line is read waits for the next."""
+        shown = len(self.shown.replace("^C", ""))
+        for _ in range(24):
+            self.type("\x03")
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                if select.select([self.terminal], [], [], 0.5)[0]:
+                    try:
+                        self.shown += os.read(self.terminal, 4096).decode(errors="replace")
+                    except OSError:  # the program has ended
+                        return
+                if len(self.shown.replace("^C", "")) > shown:
+                    return
+        raise AssertionError(f"Ctrl-C was not answered after {self.shown!r}")
+
+    def wait(self, seconds=120):
         """Return the exit code."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+        end = time.monotonic() + seconds
+        while (ended := os.waitpid(self.process, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > end:
+                os.kill(self.process, signal.SIGKILL)
+                raise AssertionError(f"the program did not end but showed {self.shown!r}")
+            time.sleep(0.05)
+        return os.waitstatus_to_exitcode(ended[1])
 
 
 @pytest.fixture
@@ -151,6 +173,7 @@ def test_interrupting_a_reply_keeps_the_session(bridge, pictures, state):
     terminal.type("What is it?\n")
     terminal.expect("What is it?\r\n")
     while len(terminal.shown) < 5:  # words come while others are still to come
+        assert select.select([terminal.terminal], [], [], 120)[0], "no reply"
         terminal.shown += os.read(terminal.terminal, 64).decode(errors="replace")
     terminal.type("\x03")
     terminal.expect("[stopped; this turn is taken back]\r\n")
@@ -174,13 +197,10 @@ def test_ctrl_c_twice_at_the_prompt_leaves(bridge, pictures, state):
     terminal.type("/help\n")
     terminal.expect("/attach FILE")
     terminal.expect("> ")
-    time.sleep(
-        1
-    )  # the prompt is shown a moment before the line is read; before that, readline takes the key for itself
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.expect("(Ctrl-C once more, Ctrl-D or /quit to leave)")
     terminal.expect("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     assert terminal.wait() == 0
 
 
