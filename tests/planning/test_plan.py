@@ -1,9 +1,15 @@
 """Plans: exact where they count, against bridges that are really built and trained; estimates where they say so."""
 
+import json
+import weakref
+
+import numpy as np
 import pytest
 import tiny
 import torch
 from lightning.pytorch import Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmbridge import planning
 from mmbridge.bridge import Bridge
@@ -13,7 +19,9 @@ from mmbridge.config import Recipe
 from mmbridge.data.features import FeatureStore
 from mmbridge.data.loader import StepBatches, prepare_all
 from mmbridge.data.samples import JsonlData
+from mmbridge.media import Image
 from mmbridge.sequence import attention_of
+from mmbridge.synthetic import Scene, caption, render_image
 from mmbridge.training.freezing import freeze
 from mmbridge.training.stages import Stage
 
@@ -124,6 +132,74 @@ def test_layer_formula_is_what_autograd_keeps(load, dtype, width):
     predicted = planning.layer_bytes(bridge.backbone.model.config, width)
     assert predicted == 8 * 32 + width * (4 * 32 + 3 * 64)
     assert measured == pytest.approx(predicted, rel=0.03)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.known, self.now, self.peak = {}, 0, 0
+        for tensor in tensors:
+            self.add(tensor)
+
+    def add(self, tensor):
+        storage = tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key not in self.known and size:
+            self.known[key] = weakref.ref(storage, lambda _: self.drop(key, size))
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def drop(self, key, size):
+        del self.known[key]
+        self.now -= size
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        made = function(*arguments, **(keywords or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, torch.Tensor):
+                self.add(value)
+        return made
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_peak_of_a_step_is_predicted_within_a_fifth(stage, tmp_path):
+    """The shipped recipes, with dialogues as plans take them: one medium in, and one of each way out that has a loss."""
+    rng, lines = np.random.default_rng(0), []
+    for number in range(16):
+        scene = Scene.random(rng)
+        Image.load(render_image(scene, number)).save(tmp_path / f"{number}.png")
+        shown = [] if stage == "decoder_alignment" else [{"type": "image", "path": f"{number}.png"}]
+        made = [{"type": medium, "caption": caption(scene, medium)} for medium in ("image", "video", "audio")]
+        reply = [{"type": "text", "text": caption(scene, "text")}, *(made if stage != "encoder_alignment" else [])]
+        asked = [*shown, {"type": "text", "text": "Describe it in a sentence, please, and show it to me."}]
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+        lines.append(json.dumps({"messages": messages}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    values = ["parent=null", "bridge.backbone.dtype=float32", "run.batch_size=16", "data.validation_samples=0"]
+    recipe = Recipe.load(f"tiny/{stage}", values)
+    bridge = Bridge.from_config(recipe.bridge.to_dict())
+    freeze(bridge, recipe.train)
+    prepared = prepare_all(bridge, JsonlData(tmp_path / "data.jsonl"), FeatureStore(), progress=False)
+    batch = StepBatches(prepared, 16, 0).batch(0)
+    step = Stage(bridge, recipe.losses, recipe.optimizer, 1)
+    step.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    optimizer = step.configure_optimizers()["optimizer"]
+
+    def train_step():
+        step.weigh(bridge(batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train_step()  # the optimiser's states come with the first
+    with Live(
+        [*bridge.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+    ) as live:
+        train_step()
+    media = planning.plan(recipe).positions - planning.TEXT
+    plan = planning.plan(recipe, batch.ids.shape[1] - media)
+    assert plan.total == pytest.approx(live.peak, rel=0.2)
 
 
 def test_checkpointed_activations_trade_memory_for_work(load):
