@@ -371,11 +371,11 @@ def make(
     told: SimpleQueue[Any] = SimpleQueue()
     left = threading.Event()
 
-    def preview(step: int, steps: int, media: Callable[[], list[Any]]) -> None:
+    def preview(first: int, step: int, steps: int, media: Callable[[], list[Any]]) -> None:
         if left.is_set():
             raise InterruptedError
         if step % every == 0 and step < steps:
-            told.put((step, steps, media()))
+            told.put((first, step, steps, media()))
 
     def work() -> None:
         try:
@@ -389,8 +389,9 @@ def make(
     worker.start()
     try:
         while isinstance(item := told.get(), tuple):
-            step, steps, media = item
-            for (row, place), medium in zip(places.items(), media, strict=True):
+            first, step, steps, media = item
+            shown = list(places.items())[first : first + len(media)]
+            for (row, place), medium in zip(shown, media, strict=True):
                 yield row, MediumPreview(modality, place, medium, step, steps)
     finally:
         left.set()

@@ -73,8 +73,13 @@ def test_sample_is_what_diffusers_plays(parts, scheduler):
         generator=[torch.Generator().manual_seed(seed) for seed in (5, 6, 7)],
         output_type="pt",
     ).audios
-    made = decoder.sample(condition[:, None], seed=5, steps=4, guidance=3.0)
+    seen = []
+    made = decoder.sample(
+        condition[:, None], seed=5, steps=4, guidance=3.0, preview=lambda *news: seen.append((*news[:3], news[3]()))
+    )
     assert_close(waves(made), wanted, rtol=0, atol=1e-7)  # one value in 200 differs in its last bit
+    assert [news[:3] for news in seen] == [(0, step, 4) for step in (1, 2, 3, 4)]
+    assert_close(waves(seen[-1][3]), wanted, rtol=0, atol=1e-6)
     assert {(audio.sample_rate, len(audio.samples)) for audio in made} == {(RATE, 64)}
     assert waves(made).std() > 1e-4
 

@@ -77,8 +77,13 @@ def test_sample_is_what_diffusers_plays(parts, pipeline):
         generator=torch.Generator().manual_seed(5),
         output_type="pt",
     ).audios
-    (made,) = decoder.sample(condition, seed=5, steps=4, guidance=3.0)
+    seen = []
+    (made,) = decoder.sample(
+        condition, seed=5, steps=4, guidance=3.0, preview=lambda *news: seen.append((*news[:3], news[3]()))
+    )
     assert_close(made.samples, wanted, rtol=0, atol=0)
+    assert [news[:3] for news in seen] == [(0, step, 4) for step in (1, 2, 3, 4)]
+    assert_close(seen[-1][3][0].samples, wanted[0] if wanted.ndim > 1 else wanted, rtol=0, atol=1e-6)
     (alone,) = pipeline(
         CAPTIONS[0],
         num_inference_steps=4,

@@ -56,7 +56,12 @@ def test_sample_is_what_diffusers_films(parts, scheduler):
     pipeline = tiny_decoders.modelscope_pipeline(parts)
     condition, empty = (pipeline.encode_prompt(texts, "cpu", 1, False)[0] for texts in (CAPTIONS, [""]))
     decoder = ModelScope.from_components(**parts, frames=FRAMES, fps=4)
-    made = decoder.sample(condition, seed=5, steps=3, guidance=3.0)
+    seen = []
+    made = decoder.sample(
+        condition, seed=5, steps=3, guidance=3.0, preview=lambda *news: seen.append((*news[:3], news[3]()))
+    )
+    assert [news[:3] for news in seen] == [(row, step, 3) for row in range(len(CAPTIONS)) for step in (1, 2, 3)]
+    assert torch.equal(pixels([news[3][0] for news in seen[2::3]]), pixels(made))
     for row, video in enumerate(made):
         (wanted,) = pipeline(
             prompt_embeds=condition[[row]],

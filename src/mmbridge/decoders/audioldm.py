@@ -289,5 +289,9 @@ class AudioLDM(LatentDiffusion):
     def _output_size(self) -> dict[str, Any]:
         return {"audio_length_in_s": self.seconds}
 
+    def _render(self, latents: Tensor) -> Tensor:
+        waves: Tensor = self.component("vocoder")(self._decode(latents)[:, 0].to(self.anchor.dtype))
+        return waves[:, : int(self.seconds * self.sample_rate)]
+
     def _medium(self, output: Tensor) -> Audio:
         return Audio(output.float().clamp(-1, 1).clone(), self.sample_rate)

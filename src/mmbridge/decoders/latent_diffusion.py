@@ -8,7 +8,7 @@ kind of model is a file beside this one, which says how its condition is made, a
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -22,8 +22,8 @@ from mmbridge.specs import ConditionSpec
 
 log = logging.getLogger("mmbridge")
 
-Preview = Callable[[int, int, Callable[[], list[Any]]], None]
-"""What looks at media in the making: number of the step, number of steps, and a function that makes what there is."""
+Preview = Callable[[int, int, int, Callable[[], list[Any]]], None]
+"""What looks at media in the making: the first's row, the step from 1, the number of steps, and how to get what there is."""
 
 _PLURALS = {"image": "images", "audio": "sounds", "video": "videos"}
 
@@ -301,8 +301,8 @@ class LatentDiffusion(Decoder):
             steps: Sampling steps; None takes the decoder's own.
             guidance: Classifier-free guidance; None takes the decoder's own, up to 1 means none.
             progress: Show diffusers' progress bar.
-            preview: Called after each step with its number from 1, their number, and a function that makes what there is
-                so far, where the pipeline lets anyone look (Stable Diffusion's does).
+            preview: Called after each step, where the pipeline lets anyone look: with the row of the first medium that is
+                in the making, the step from 1, their number, and a function that returns those media as they are.
 
         Raises:
             ShapeError: The condition has another shape.
@@ -330,10 +330,11 @@ class LatentDiffusion(Decoder):
             made: list[Any] = []
             size = self.rows_at_once or len(condition)
             for rows, numbers in zip(condition.split(size), _split(seeds, size), strict=True):
+                watch = {} if preview is None else self._watch(partial(preview, len(made)), steps)
                 output = pipeline(
                     **self._prompt(rows, None if empty is None else empty.expand_as(rows)),
                     **self._output_size(),
-                    **({} if preview is None else self._watch(preview)),
+                    **watch,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     generator=[torch.Generator().manual_seed(number) for number in numbers],
@@ -360,9 +361,27 @@ class LatentDiffusion(Decoder):
         """Return the pipeline's arguments for the size of the media."""
         return {}
 
-    def _watch(self, preview: Preview) -> dict[str, Any]:
+    def _watch(self, preview: Callable[[int, int, Callable[[], list[Any]]], None], steps: int) -> dict[str, Any]:
         """Return the pipeline's arguments by which ``preview`` is called; none where it can't be."""
-        return {}
+
+        def step_done(step: int, timestep: Any, latents: Tensor) -> None:
+            preview(step + 1, steps, lambda: self._media_of(latents))
+
+        return {"callback": step_done}
+
+    @torch.no_grad()
+    def _media_of(self, latents: Tensor) -> list[Any]:
+        """Return media as the VAE decodes their latents."""
+        return [self._medium(row) for row in self._render(latents)]
+
+    def _render(self, latents: Tensor) -> Tensor:
+        """Return what the pipeline would put out for latents: in 0..1 where it is pictures."""
+        return (self._decode(latents) / 2 + 0.5).clamp(0, 1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        vae = self.component("vae")
+        decoded: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        return decoded.float()
 
     @abstractmethod
     def _medium(self, output: Tensor) -> Any:

@@ -223,6 +223,9 @@ class LTX(VideoDiffusion):
         grid = {"f": frames // time, "h": height // side, "w": width // side}
         return rearrange(velocity, f"{patches} -> b c (f t) (h p) (w q)", **sizes, **grid)
 
+    def _watch(self, preview: Any, steps: int) -> dict[str, Any]:
+        return {}  # its latents are packed and scaled on their way through the pipeline
+
     def _pipeline(self, scheduler: Any) -> Any:
         return import_pipeline("LTXPipeline", "0.42")(
             scheduler=scheduler,

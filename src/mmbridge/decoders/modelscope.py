@@ -86,6 +86,10 @@ class ModelScope(VideoDiffusion):
         """Return mean and log-variance (B, 2 * channels, F, h, w) of prepared videos (B, F, 3, H, W), one at a time."""
         return torch.stack([super(ModelScope, self).moments(video).transpose(0, 1) for video in pixels])
 
+    def _render(self, latents: Tensor) -> Tensor:
+        frames = super()._render(latents.transpose(1, 2).flatten(0, 1))  # (B * F, 3, H, W)
+        return frames.unflatten(0, (len(latents), -1))
+
     def _pipeline(self, scheduler: Any) -> Any:
         return import_pipeline("TextToVideoSDPipeline", "0.42")(
             vae=self.component("vae"),

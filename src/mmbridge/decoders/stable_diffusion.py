@@ -4,6 +4,7 @@ Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion M
 without the safety checker. Image-to-image, inpainting and Stable Diffusion XL are deliberately absent.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmbridge.decoders.components import Folder
-from mmbridge.decoders.latent_diffusion import LatentDiffusion, Preview
+from mmbridge.decoders.latent_diffusion import LatentDiffusion
 from mmbridge.errors import ConfigError
 from mmbridge.media import Image, prepare_image
 from mmbridge.registry import decoders as registry
@@ -124,18 +125,12 @@ class StableDiffusion(LatentDiffusion):
     def _output_size(self) -> dict[str, Any]:
         return {"height": self.resolution, "width": self.resolution}
 
-    def _watch(self, preview: Preview) -> dict[str, Any]:
+    def _watch(self, preview: Callable[[int, int, Callable[[], list[Any]]], None], steps: int) -> dict[str, Any]:
         def step_done(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            preview(step + 1, pipeline.num_timesteps, lambda: self._paint(tensors["latents"]))
+            preview(step + 1, pipeline.num_timesteps, lambda: self._media_of(tensors["latents"]))
             return tensors
 
         return {"callback_on_step_end": step_done}
-
-    @torch.no_grad()
-    def _paint(self, latents: Tensor) -> list[Image]:
-        vae = self.component("vae")
-        pictures = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample  # (B, 3, H, W) in -1..1
-        return [Image.load(picture) for picture in (pictures.float() / 2 + 0.5).clamp(0, 1)]
 
     def _medium(self, output: Tensor) -> Image:
         return Image.load(output)

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-Preview = Callable[[int, int, Callable[[], list[Any]]], None]
-"""What a decoder may call after each sampling step: the step, counted from 1, their number, and how to get the media so far."""
+Preview = Callable[[int, int, int, Callable[[], list[Any]]], None]
+"""What a decoder may call after each sampling step: the first row, the step from 1, their number, how to get the media so far."""
 
 
 class Span(Protocol):
