@@ -67,8 +67,11 @@ def log_mel(samples: torch.Tensor) -> torch.Tensor:
     return (FILTERS @ spectrum).clamp_min(1e-5).log().transpose(1, 2)
 
 
-def sounds(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[Scene]]:
+def sounds(rng: np.random.Generator, count: int, hard: float = 0.0) -> tuple[torch.Tensor, list[Scene]]:
+    """Return (count, T) sounds and their scenes; a share ``hard`` of them of small crosses and squares."""
     scenes = [Scene.random(rng) for _ in range(count)]
+    for row in np.flatnonzero(rng.random(count) < hard):
+        scenes[row] = scenes[row].replace(size="small", shape=str(rng.choice(["cross", "square"])))
     return torch.from_numpy(np.stack([render_audio(scene, int(rng.integers(2**31))) for scene in scenes])), scenes
 
 
@@ -130,7 +133,7 @@ def train_vocoder(options: argparse.Namespace) -> None:
     average = Average(vocoder, decay=0.99)
     started, frames = time.time(), 20
     for step in range(options.steps):
-        waves, _ = sounds(rng, options.batch_size)
+        waves, _ = sounds(rng, options.batch_size, hard=0.4)  # whose high partials it would leave out
         mels = log_mel(waves)
         if vae is not None:  # half of the spectrograms as it will meet them
             mels = torch.cat([mels[::2], again(vae, mels[1::2])])

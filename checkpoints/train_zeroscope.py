@@ -1,13 +1,11 @@
 """Rebuild checkpoints/tiny-zeroscope: a small text-to-video model of the ModelScope class over the synthetic world.
 
     python checkpoints/train_zeroscope.py text              # a minute
-    python checkpoints/train_zeroscope.py unet --frames 1 --batch-size 64 --steps 1200     # 20 minutes on one core
-    python checkpoints/train_zeroscope.py unet --start checkpoints/tiny-zeroscope          # about an hour
+    python checkpoints/train_zeroscope.py unet              # about an hour on one core
     python checkpoints/train_zeroscope.py measure           # gold caption -> video, read by the judges
 
-The folder is an ordinary diffusers pipeline folder with the VAE of checkpoints/tiny-sd. Its UNet sees single frames before it sees
-videos (arXiv 2308.06571 trains on both): the layers across frames must say something from the start, because what a motion does in
-a frame depends on the word and on the frame's position together, and while neither is told, neither is worth learning.
+The folder is an ordinary diffusers pipeline folder. As ModelScope's did (arXiv 2308.06571), its UNet starts from a text-to-image
+model, checkpoints/tiny-sd, whose VAE it shares; layers across frames start as the identity.
 """
 
 import argparse
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import Average, warmup_cosine
-from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.nn import functional as F
 from train_stable_diffusion import LATENTS
@@ -30,13 +28,13 @@ from mmbridge.synthetic.judges import judge, judge_video
 from mmbridge.synthetic.language import shared_caption
 
 HERE = Path(__file__).parent
-TOKENS, FRAMES, STEPS, GUIDANCE = 24, 8, 10, 1.0  # without guidance, which would double the time
+TOKENS, FRAMES, STEPS, GUIDANCE = 24, 4, 10, 1.0  # without guidance, which would double the time
 
 
 def videos(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[Scene]]:
-    """Return (count * 8, 3, 32, 32) floats in -1..1, and the scenes: renderings at half their size."""
+    """Return (count * FRAMES, 3, 32, 32) floats in -1..1, and the scenes: renderings at half their size."""
     scenes = [Scene.random(rng) for _ in range(count)]
-    pixels = np.concatenate([render_video(scene, int(rng.integers(2**31))) for scene in scenes])
+    pixels = np.concatenate([render_video(scene, int(rng.integers(2**31)), FRAMES) for scene in scenes])
     return F.avg_pool2d(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, 2), scenes
 
 
@@ -137,14 +135,22 @@ def quicker(unet: UNet3DConditionModel) -> None:
     unet.set_attn_processor(AttnProcessor())
 
 
-def fresh() -> UNet3DConditionModel:
-    """Return a UNet to train: its first level has no attention, which would take half of the time there."""
-    return UNet3DConditionModel(
-        sample_size=8, in_channels=LATENTS, out_channels=LATENTS, block_out_channels=(48, 64, 96),
-        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "CrossAttnUpBlock3D", "UpBlock3D"),
-        layers_per_block=1, cross_attention_dim=96, attention_head_dim=16, norm_num_groups=16,
+def inflate() -> UNet3DConditionModel:
+    """Return tiny-sd's UNet with layers across frames that change nothing yet."""
+    flat = UNet2DConditionModel.from_pretrained(HERE / "tiny-sd" / "unet", torch_dtype=torch.float32)
+    unet = UNet3DConditionModel(
+        sample_size=8, in_channels=LATENTS, out_channels=LATENTS, block_out_channels=flat.config.block_out_channels,
+        down_block_types=("CrossAttnDownBlock3D",) * 3, up_block_types=("CrossAttnUpBlock3D",) * 3, layers_per_block=1,
+        cross_attention_dim=flat.config.cross_attention_dim, attention_head_dim=flat.config.attention_head_dim,
+        norm_num_groups=flat.config.norm_num_groups,
     )  # fmt: skip
+    shapes = {name: value.shape for name, value in unet.state_dict().items()}
+    unet.load_state_dict({name: value.view(shapes[name]) for name, value in flat.state_dict().items()}, strict=False)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if ("temp_attentions" in name or "transformer_in" in name) and "proj_out" in name:
+                parameter.zero_()
+    return unet
 
 
 def train_unet(options: argparse.Namespace) -> None:
@@ -152,8 +158,7 @@ def train_unet(options: argparse.Namespace) -> None:
     text = CLIPTextModel.from_pretrained(options.out / "text_encoder", dtype=torch.float32).requires_grad_(False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "tokenizer")
     before = options.start and UNet3DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32)
-    unet = before or fresh()
-    print(f"UNet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M", flush=True)
+    unet = before or inflate()
     quicker(unet.eval())  # in evaluation mode throughout: its layers across frames would drop a tenth
     scheduler = DDIMScheduler.from_pretrained(HERE / "tiny-sd" / "scheduler")
     pipe = TextToVideoSDPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
@@ -169,17 +174,28 @@ def train_unet(options: argparse.Namespace) -> None:
             scenes += shown
     store = torch.cat(stored)  # (N, C, F, H, W)
     print(f"{len(store)} videos in {time.time() - started:.0f} s, std {store.std():.3f}", flush=True)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=options.lr or 1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    # What draws a frame is tiny-sd's and stays as it is; what reads the caption and what goes across frames trains.
+    across = {name: p for name, p in unet.named_parameters() if "temp" in name or "transformer_in" in name}
+    reading = {name: p for name, p in unet.named_parameters() if "attn2" in name and name not in across}
+    unet.requires_grad_(options.all)
+    for parameter in (*across.values(), *reading.values()):
+        parameter.requires_grad_(True)
+    rest = [p for name, p in unet.named_parameters() if p.requires_grad and name not in across | reading]
+    lr = options.lr or 1e-3
+    groups = [
+        {"params": list(across.values()), "lr": lr},
+        {"params": list(reading.values()), "lr": 0.3 * lr},
+        {"params": rest, "lr": 0.1 * lr},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
     average = Average(unet, decay=0.995)
     torch.manual_seed(options.seed)
     rows = options.batch_size
     for step in range(options.steps):
         chosen = torch.randint(len(store), (rows,))
-        captions = ["" if rng.random() < 0.1 else draw_caption(scenes[index], rng) for index in chosen.tolist()]
+        captions = ["" if rng.random() < 0.03 else draw_caption(scenes[index], rng) for index in chosen.tolist()]
         latents = store[chosen]
-        if options.frames == 1:
-            latents = latents[torch.arange(rows), :, torch.randint(FRAMES, (rows,))].unsqueeze(2)
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, 1000, (rows,))
         strongest = torch.randint(850, 1000, (rows,))
@@ -188,9 +204,8 @@ def train_unet(options: argparse.Namespace) -> None:
         condition = text(tokens(tokenizer, captions)).last_hidden_state
         predicted = unet(noisy, timesteps, condition).sample
         wanted = scheduler.get_velocity(latents, noise, timesteps)
-        loss = F.mse_loss(predicted, wanted)
-        if options.frames > 1:  # what changes from frame to frame is a small part of a frame, so it counts twice more
-            loss = loss + 2 * F.mse_loss(predicted.diff(dim=2), wanted.diff(dim=2))
+        # What changes from frame to frame is a small part of a frame, so it counts twice more.
+        loss = F.mse_loss(predicted, wanted) + 2 * F.mse_loss(predicted.diff(dim=2), wanted.diff(dim=2))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -201,8 +216,7 @@ def train_unet(options: argparse.Namespace) -> None:
             print(f"step {step} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
         if step % 250 == 249 or step == options.steps - 1:
             average.swap()
-            if options.frames > 1:
-                print(step, measure(pipe, 20, 11), flush=True)
+            print(step, measure(pipe, 20, 11), flush=True)
             pipe.save_pretrained(options.out)
             average.swap()
     print(f"UNet done in {time.time() - started:.0f} s", flush=True)
@@ -233,7 +247,7 @@ def finish(options: argparse.Namespace) -> None:
         "steps": STEPS,
         "guidance": GUIDANCE,
         "frames": FRAMES,
-        "fps": 4,
+        "fps": 2,
         "resolution": [32, 32],
         "licence": "Apache-2.0",
     }
@@ -245,12 +259,10 @@ def main() -> None:
     parser.add_argument("part", choices=["text", "unet", "measure"])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument(
-        "--frames", type=int, default=FRAMES, choices=[1, FRAMES], help="1 to learn single frames first"
-    )
     parser.add_argument("--videos", type=int, default=4000)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--strongest", type=float, default=0.3, help="share of training steps at the strongest noise")
+    parser.add_argument("--all", action="store_true", help="also train what draws a frame, at a tenth of the rate")
     parser.add_argument("--start", type=Path, help="go on from the UNet of this folder")
     parser.add_argument("--count", type=int, default=200, help="videos to measure, twice")
     parser.add_argument("--seed", type=int, default=0)

@@ -165,6 +165,15 @@ def test_motions_that_are_mirrored_are_read_mirrored():
     assert judge_video(video[::-1])["motion"] == "right"
 
 
+@pytest.mark.parametrize("frames", [4, 5, 16])
+def test_clips_of_other_lengths_show_the_whole_movement(frames):
+    for seed in range(12):
+        scene = Scene.random(np.random.default_rng(seed))
+        video = render_video(scene, seed, frames)
+        assert len(video) == frames
+        assert judge("video", video) == scene.factors("video")
+
+
 def test_long_videos_and_unequal_sides():
     scene = Scene("cross", "purple", "medium", "bottom left", "circling")
     video = np.repeat(render_video(scene, 0), 6, axis=0)

@@ -12,16 +12,17 @@ NUM_FRAMES = 8
 FRAMES_PER_SECOND = 4
 
 
-def render_video(scene: Scene, seed: int) -> np.ndarray:
+def render_video(scene: Scene, seed: int, num_frames: int = NUM_FRAMES) -> np.ndarray:
     """Render a scene as a clip of two seconds.
 
     Args:
         scene: What to show.
         seed: Chooses shade, jitter, ground, noise and where an orbit starts; same scene and seed, same bytes.
+        num_frames: Frames of the clip, which show the whole movement.
 
     Returns:
-        (8, 64, 64, 3) uint8.
+        (num_frames, 64, 64, 3) uint8.
     """
     rng = generator(scene, "video", seed)
-    offsets = path(scene.motion, NUM_FRAMES, phase=rng.uniform(0, 2 * np.pi), clockwise=rng.random() < 0.5)
+    offsets = path(scene.motion, num_frames, phase=rng.uniform(0, 2 * np.pi), clockwise=rng.random() < 0.5)
     return draw(scene, offsets + rng.uniform(-0.25, 0.25, offsets.shape), rng)
