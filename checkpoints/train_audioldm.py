@@ -1,9 +1,10 @@
 """Rebuild checkpoints/tiny-audioldm: a small AudioLDM (CLAP text encoder, mel VAE, UNet, HiFi-GAN) that sounds the synthetic world.
 
     python checkpoints/train_audioldm.py vocoder            # about half an hour on one core
-    python checkpoints/train_audioldm.py vae                # about 15 minutes
+    python checkpoints/train_audioldm.py vae                # about 45 minutes
     python checkpoints/train_audioldm.py text               # a minute
     python checkpoints/train_audioldm.py unet               # about 20 minutes
+    python checkpoints/train_audioldm.py vocoder --start checkpoints/tiny-audioldm          # behind the VAE
     python checkpoints/train_audioldm.py measure            # gold caption -> sound, read by the judges
 
 The folder is an ordinary diffusers pipeline folder. A frame of the spectrogram lasts 500 samples, longer than AudioLDM's 160: a

@@ -82,7 +82,9 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (radius * np.cos(angle) - STAR_TIP) * edge[1] - radius * np.sin(angle) * edge[0]
 
 
-def path(motion: str, num_frames: int, phase: float = 0.0, clockwise: bool = True) -> np.ndarray:
+def path(
+    motion: str, num_frames: int, phase: float = 0.0, clockwise: bool = True, travel: float = TRAVEL
+) -> np.ndarray:
     """Where an object is relative to its place in each frame of a clip; the mean is the place itself.
 
     Args:
@@ -90,15 +92,16 @@ def path(motion: str, num_frames: int, phase: float = 0.0, clockwise: bool = Tru
         num_frames: Frames in the clip, which spans the whole movement (one orbit, when circling).
         phase: Where on the orbit a circling object starts, in radians.
         clockwise: The sense of rotation of a circling object, as seen on the screen.
+        travel: Pixels from the place to either end, and the radius of an orbit.
 
     Returns:
         (F, 2) offsets in pixels, x then y.
     """
     if motion == "circling":
         turn = phase + (1 if clockwise else -1) * 2 * np.pi * np.arange(num_frames) / num_frames
-        return TRAVEL * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+        return travel * np.stack([np.cos(turn), np.sin(turn)], axis=1)
     direction = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}[motion]
-    return np.linspace(-TRAVEL, TRAVEL, num_frames)[:, None] * np.array(direction)
+    return np.linspace(-travel, travel, num_frames)[:, None] * np.array(direction)
 
 
 def hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
