@@ -1,6 +1,7 @@
 """Projections: the trained modules between frozen parts, tokens in and tokens out.
 
-Input projections carry encoder tokens to the backbone (``Linear``, ``MLP``, ``Grouping``, ``Resampler``); output
+Input projections carry encoder tokens to the backbone (``Linear``, ``MLP``, ``Grouping``, ``Resampler``,
+``MixtureOfExperts``); output
 projections carry signal states to a decoder's condition (``SignalTransformer``, ``Pooled``). Plain ``nn.Module``s that
 need torch and nothing else, usable alone. A name loads its file when it is first used (PEP 562).
 """
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from mmbridge.projections.base import InputProjection, OutputProjection, Projection
     from mmbridge.projections.grouping import Grouping
     from mmbridge.projections.linear import MLP, Linear
+    from mmbridge.projections.mixture import MixtureOfExperts
     from mmbridge.projections.pooled import Pooled
     from mmbridge.projections.resampler import Resampler
     from mmbridge.projections.signal_transformer import SignalTransformer
@@ -21,6 +23,7 @@ _LAZY = {
     "InputProjection": "base",
     "Linear": "linear",
     "MLP": "linear",
+    "MixtureOfExperts": "mixture",
     "OutputProjection": "base",
     "Pooled": "pooled",
     "Projection": "base",
@@ -32,6 +35,7 @@ __all__ = [
     "Grouping",
     "InputProjection",
     "Linear",
+    "MixtureOfExperts",
     "OutputProjection",
     "Pooled",
     "Projection",

@@ -1,0 +1,240 @@
+"""OneLLM's universal projection: a mixture of projection experts that learned tokens are read out of.
+
+Source: Han et al., "OneLLM: One Framework to Align All Modalities with Language", arXiv 2312.03700, section 3.1.
+
+Learned tokens stand before the encoder's, every expert (a stack of transformer blocks) works on both, and a router says how
+much of each expert's states of the learned tokens goes on. Experts are one computation: their weights are stacked.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmbridge.errors import ConfigError, ShapeError
+from mmbridge.projections.base import InputProjection, feed_forward, require_heads, require_positive
+from mmbridge.registry import projections as registry
+
+register = registry.register
+
+ROUTERS = ("tokens", "features", "constant")
+NORMALIZERS = ("softmax", "sigmoid")
+
+
+@register(
+    "mixture_of_experts",
+    tiny={"num_tokens": 3, "dim_hidden": 16, "num_experts": 2, "depth": 2, "num_heads": 2, "dim_feedforward": 32},
+)
+class MixtureOfExperts(InputProjection):
+    """Condense encoder tokens into ``num_tokens`` slots by several experts and a router.
+
+    The published router reads nothing but the learned tokens, so that its weights are the same for every input
+    (``router="tokens"``); "features" adds the mean of what comes in, and "constant" gives every expert the same weight. The paper
+    normalises by a softmax (equation 2), the published code by a sigmoid over the sum.
+
+    Args:
+        dim_in: Width of the encoder's tokens; None to be built later.
+        dim_out: Width of the backbone's embeddings; None to be built later.
+        num_tokens: Slots produced for each medium.
+        dim_hidden: Width inside.
+        num_experts: Experts.
+        depth: Transformer blocks of an expert.
+        num_heads: Attention heads; must divide ``dim_hidden``.
+        dim_feedforward: Width inside each block's SwiGLU; None takes LLaMA's rule, 8/3 of the width, rounded
+            up to a multiple of 256.
+        router: "tokens", "features" or "constant".
+        normalize: "softmax" or "sigmoid".
+        top_k: Experts with a weight, for every slot; the others' is 0. None for all.
+        tags: Whether a learned slot stands before the others and one after them, as in the published sequences.
+        experts: Experts of another projection, to be shared; None for own ones.
+
+    Shape: (B, T, dim_in) -> (B, num_tokens, dim_out), two slots more with tags, for any T >= 1.
+
+    Raises:
+        ConfigError: A size that is not a positive integer, heads that do not divide the width, an unknown router.
+
+    Examples:
+        >>> import torch
+        >>> mixture = MixtureOfExperts(24, 32, num_tokens=4, dim_hidden=16, depth=2, num_heads=2)
+        >>> mixture(torch.randn(2, 9, 24)).shape
+        torch.Size([2, 4, 32])
+        >>> mixture.weights(torch.randn(2, 9, 24)).shape  # of every slot and expert
+        torch.Size([1, 4, 3])
+    """
+
+    def __init__(
+        self,
+        dim_in: int | None = None,
+        dim_out: int | None = None,
+        num_tokens: int = 30,
+        *,
+        dim_hidden: int = 1024,
+        num_experts: int = 3,
+        depth: int = 8,
+        num_heads: int = 16,
+        dim_feedforward: int | None = None,
+        router: Literal["tokens", "features", "constant"] = "tokens",
+        normalize: Literal["softmax", "sigmoid"] = "softmax",
+        top_k: int | None = None,
+        tags: bool = False,
+        experts: "Experts | None" = None,
+    ):
+        super().__init__()
+        if dim_feedforward is None:
+            dim_feedforward = 256 * math.ceil(8 * dim_hidden / 3 / 256)
+        require_positive(
+            self.name, num_tokens=num_tokens, num_experts=num_experts, depth=depth, dim_feedforward=dim_feedforward
+        )
+        require_heads(self.name, dim_hidden, num_heads)
+        for option, value, known in (("router", router, ROUTERS), ("normalize", normalize, NORMALIZERS)):
+            if value not in known:
+                raise ConfigError(f"projection {self.name!r} got {option}={value!r}; choose one of {', '.join(known)}.")
+        if top_k is not None and not 1 <= top_k <= num_experts:
+            raise ConfigError(f"projection {self.name!r} got top_k={top_k}, which is not in 1..{num_experts}.")
+        sizes = (num_experts, depth, dim_hidden, num_heads, dim_feedforward)
+        if experts is not None and experts.sizes != sizes:
+            raise ConfigError(
+                f"projection {self.name!r} is to share experts of the sizes {experts.sizes} (number, depth, width, heads, "
+                f"feed-forward), but is of the sizes {sizes}; make them equal."
+            )
+        self.tokens_out, self.dim_hidden, self.num_experts = num_tokens, dim_hidden, num_experts
+        self.router_kind, self.normalize, self.top_k, self.tags = router, normalize, top_k, tags
+        self._sizes_of_experts, self._shared = sizes, (experts,)  # a tuple, so that torch sees them once
+        self._build_if_given(dim_in=dim_in, dim_out=dim_out)
+
+    def num_tokens(self, tokens_in: int) -> int:
+        return self.tokens_out + 2 * self.tags
+
+    def _create(self, dim_in: int, dim_out: int) -> None:
+        self.project_in = nn.Sequential(nn.Linear(dim_in, self.dim_hidden), nn.LayerNorm(self.dim_hidden))
+        self.tokens = nn.Parameter(torch.randn(1, self.tokens_out, self.dim_hidden) * 0.02)
+        if self.router_kind != "constant":
+            self.router = feed_forward(self.dim_hidden, 4 * self.dim_hidden, self.num_experts)
+        self.experts = self._shared[0] or Experts(*self._sizes_of_experts)
+        self.project_out = nn.Sequential(nn.Linear(self.dim_hidden, dim_out), nn.LayerNorm(dim_out))
+        if self.tags:
+            self.start = nn.Parameter(torch.randn(1, 1, dim_out) * 0.02)
+            self.end = nn.Parameter(torch.randn(1, 1, dim_out) * 0.02)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return how much each slot takes of each expert: (1, num_tokens, num_experts), (B, ...) of a router that reads features.
+
+        Args:
+            x: (B, T, dim_in).
+        """
+        self._check(x)
+        return self._route(self.project_in(x))
+
+    def _route(self, features: Tensor) -> Tensor:
+        if self.router_kind == "constant":
+            return self.tokens.new_full((1, self.tokens_out, self.num_experts), 1 / self.num_experts)
+        read = self.tokens + features.mean(1, keepdim=True) if self.router_kind == "features" else self.tokens
+        scores = self.router(read)  # (1 or B, num_tokens, num_experts)
+        if self.normalize == "softmax":
+            weights = scores.softmax(-1)
+        else:
+            weights = scores.sigmoid()
+            weights = weights / weights.sum(-1, keepdim=True)
+        if self.top_k is not None:
+            chosen = weights.topk(self.top_k, dim=-1).indices
+            weights = weights * torch.zeros_like(weights).scatter(-1, chosen, 1.0)
+        return weights
+
+    def _project(self, x: Tensor) -> Tensor:
+        features = self.project_in(x)  # (B, T, dim_hidden)
+        both = torch.cat([self.tokens.expand(len(x), -1, -1), features], dim=1)
+        states = self.experts(both, self.tokens_out)  # (K, B, num_tokens, dim_hidden)
+        mixed = torch.einsum("kbnd,bnk->bnd", states, self._route(features).expand(len(x), -1, -1))
+        slots: Tensor = self.project_out(mixed)
+        if self.tags:
+            slots = torch.cat([self.start.expand(len(x), -1, -1), slots, self.end.expand(len(x), -1, -1)], dim=1)
+        return slots
+
+
+class Experts(nn.Module):
+    """Stacks of pre-norm transformer blocks that see in both directions, without positions, as one computation.
+
+    Shape: (B, T, dim) -> (num_experts, B, queries, dim).
+
+    Args:
+        num_experts: Experts.
+        depth: Blocks of each.
+        dim: Width.
+        num_heads: Attention heads.
+        dim_feedforward: Width inside each block's SwiGLU.
+    """
+
+    def __init__(self, num_experts: int, depth: int, dim: int, num_heads: int, dim_feedforward: int):
+        super().__init__()
+        self.sizes = (num_experts, depth, dim, num_heads, dim_feedforward)
+        self.blocks = nn.ModuleList(ExpertBlock(num_experts, dim, num_heads, dim_feedforward) for _ in range(depth))
+
+    def forward(self, x: Tensor, queries: int) -> Tensor:
+        """Return each expert's states of the first tokens.
+
+        Args:
+            x: (B, T, dim).
+            queries: How many tokens are wanted; the last block computes no others, which changes nothing.
+
+        Raises:
+            ShapeError: There are fewer tokens.
+        """
+        if not 1 <= queries <= x.shape[1]:
+            raise ShapeError(
+                f"{queries} states were asked for, but there are {x.shape[1]} tokens; ask for 1 to as many."
+            )
+        batch, length = x.shape[:2]
+        states = x.flatten(0, 1).expand(self.sizes[0], -1, -1)  # (K, B * T, dim)
+        for block in self.blocks[:-1]:
+            states = block(states, batch, length, length)
+        return self.blocks[-1](states, batch, length, queries).unflatten(1, (batch, queries))
+
+
+class ExpertBlock(nn.Module):
+    """A LLaMA block (arXiv 2302.13971, section 2.2) without rotary positions, of several experts.
+
+    Shape: (K, B * T, dim) -> (K, B * Q, dim).
+    """
+
+    def __init__(self, num_experts: int, dim: int, num_heads: int, dim_feedforward: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_attention = nn.Parameter(torch.ones(num_experts, 1, dim))
+        self.norm_mlp = nn.Parameter(torch.ones(num_experts, 1, dim))
+        self.query, self.key, self.value, self.out = (_stacked(num_experts, dim, dim) for _ in range(4))
+        self.gate, self.up = (_stacked(num_experts, dim_feedforward, dim) for _ in range(2))
+        self.down = _stacked(num_experts, dim, dim_feedforward)
+
+    def forward(self, x: Tensor, batch: int, length: int, queries: int) -> Tensor:
+        """Return the states of the first ``queries`` tokens of each row.
+
+        Args:
+            x: (K, B * T, dim).
+            batch: B.
+            length: T.
+            queries: Q, at most T.
+        """
+        rows, dim = (batch, length), x.shape[-1]
+        normed = _rms_norm(x, self.norm_attention)
+        asked = normed.unflatten(1, rows)[:, :, :queries].flatten(1, 2)  # (K, B * Q, dim)
+        heads = (
+            (tokens @ weight.mT).view(len(x) * batch, count, self.num_heads, dim // self.num_heads).transpose(1, 2)
+            for tokens, weight, count in (
+                (asked, self.query, queries), (normed, self.key, length), (normed, self.value, length)
+            )
+        )  # 3 x (K * B, heads, Q or T, dim / heads)  # fmt: skip
+        attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(asked.shape)
+        x = x.unflatten(1, rows)[:, :, :queries].flatten(1, 2) + attended @ self.out.mT
+        normed = _rms_norm(x, self.norm_mlp)
+        return x + (F.silu(normed @ self.gate.mT) * (normed @ self.up.mT)) @ self.down.mT
+
+
+def _stacked(num_experts: int, rows: int, columns: int) -> nn.Parameter:
+    """Return matrices of equal sizes, each started by itself."""
+    return nn.Parameter(torch.stack([nn.init.xavier_uniform_(torch.empty(rows, columns)) for _ in range(num_experts)]))
+
+
+def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], eps=1e-5) * weight
