@@ -66,13 +66,17 @@ def test_pictures_come_close_to_the_gold_captions(bridge, source):
 @pytest.mark.parametrize("source", TEXT)
 def test_sounds_come_close_to_the_gold_captions(bridge, source):
     tasks = make_tasks(source, "audio", "unseen", 60, seed=0)
-    assert share(measure(bridge, tasks, batch_size=60)) >= 0.90 * gold_accuracy(bridge, tasks)
+    bound = gold_accuracy(bridge, tasks)
+    assert share(measure(bridge, tasks, batch_size=60)) >= 0.90 * bound
+    assert bound >= 0.95
 
 
-# Two media at once from another medium come out in 0.92 to 0.94 of the replies, one too few in the others.
 @pytest.mark.parametrize(
     "source, wanted",
-    [*((source, wanted) for source in TEXT for wanted in ("image", "audio", "video", "none")), ("text", "image+audio")],
+    [
+        *((source, wanted) for source in TEXT for wanted in ("image", "audio", "video", "none")),
+        *(("text", "image+audio"), ("image", "audio+video"), ("audio", "image+video"), ("video", "image+audio")),
+    ],
 )
 def test_media_are_made_when_asked_for_and_only_then(hasty, source, wanted):
     count = 100 if "video" in wanted else REQUESTS

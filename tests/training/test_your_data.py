@@ -10,7 +10,7 @@ from mmbridge.bridge import Bridge
 from mmbridge.cli.main import main
 
 PAGE = ROOT / "docs" / "your-data.md"
-BRIEF = ["run.steps=120", "run.batch_size=16", "run.validate_every=60"]
+BRIEF = ["run.steps=240", "run.batch_size=16", "run.validate_every=120"]
 
 
 def test_scans_train_through_the_recipe_by_their_path_alone(tmp_path, monkeypatch, capsys):
