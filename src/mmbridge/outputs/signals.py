@@ -60,7 +60,9 @@ class Signals(nn.Module):
         if not isinstance(num_signals, int) or num_signals < 1:
             raise ConfigError(f"num_signals must be a positive integer, not {num_signals!r}.")
         if spaces and mode == "appended":
-            raise ConfigError("spaces stand between signals that are 'emitted'; leave spaces=False with 'appended' ones.")
+            raise ConfigError(
+                "spaces stand between signals that are 'emitted'; leave spaces=False with 'appended' ones."
+            )
         self.projection, self.decoder = projection, decoder
         self.num_signals, self.mode, self.alignment, self.denoising = num_signals, mode, alignment, denoising
         self.normalize = normalize
