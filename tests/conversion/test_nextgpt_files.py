@@ -390,6 +390,7 @@ def condition(state, modality, states):
     return F.linear(transformer(x, own["query_embs"].expand(len(x), -1, -1)), own["model.weight"], own["model.bias"])
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("modality", COUNTS)
 @torch.no_grad()
 def test_conditions_and_scores_are_those_of_the_published_formula(modality, base, state, opened):

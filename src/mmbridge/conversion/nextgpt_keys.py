@@ -246,8 +246,10 @@ def _rows(
         raise CheckpointError(
             f"NExT-GPT checkpoint has {start} rows of the base model, so the space can't be number {space}; give its id."
         )
-    if not any(embedding in target.sources for tensors in parts.values() for target in tensors.values()):
-        unused |= dict.fromkeys((embedding, head), "rows of signals, whose projections are not in this file")
+    used = {source for tensors in parts.values() for target in tensors.values() for source in target.sources}
+    unused |= {
+        name: "its rows belong to projections that are not in this file" for name in words.values() if name not in used
+    }
     return parts, unused
 
 
