@@ -67,6 +67,8 @@ def released(state: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = No
                 "%d of %d rows of %s differ from the base model's, by %.2g at most; the base model's are used.",
                 found["differ"], found["rows"], name, found["most"],
             )  # fmt: skip
+        if found["unmatched"]:
+            log.warning("%d rows of %s are in one of file and base model only.", found["unmatched"], name)
     return parts
 
 

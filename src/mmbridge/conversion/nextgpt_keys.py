@@ -127,19 +127,17 @@ def keymap(state: Mapping[str, Any], space: int = SPACE) -> KeyMap:
     layout = find_layout(state)
     way_in, ways_out = plan_projections(state, layout)
     parts: dict[str, dict[str, Target]] = {}
-    for modality in SIGNALS if way_in else ():
-        parts[f"inputs.{modality}.projection"] = way_in.targets() if way_in else {}
-    for modality, filling in ways_out.items():
-        parts[f"outputs.{modality}.projection"] = filling.targets()
+    if way_in:
+        parts |= {f"inputs.{modality}.projection": way_in.targets() for modality in SIGNALS}
+    parts |= {f"outputs.{modality}.projection": filling.targets() for modality, filling in ways_out.items()}
     rows, unused = _rows(state, layout, way_in, ways_out, space)
     parts |= rows
     if adapters := _adapters(state):
         parts["backbone.lora"] = adapters
     found = KeyMap(parts, unused)
     found.check(state, "this NExT-GPT checkpoint")
-    for filling in (way_in, *ways_out.values()):
-        if filling:
-            filling.check(state)
+    for filling in ([way_in] if way_in else []) + list(ways_out.values()):
+        filling.check(state)
     _check_adapters(state, adapters)
     return found
 
@@ -184,8 +182,8 @@ def find_words(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def first_added(matrix: Any, layout: Layout) -> int:
-    """Return the number of the first row that was added to the base model's."""
-    return int(matrix.shape[0]) - layout.wrappers - sum(SIGNALS.values())
+    """Return the number of the first row that was added to the base model's; below 1 where that can't be."""
+    return int(matrix.shape[0]) - layout.wrappers - sum(SIGNALS.values()) if len(matrix.shape) == 2 else 0
 
 
 def _rows(
@@ -207,11 +205,11 @@ def _rows(
     shapes = {name: tuple(state[name].shape) for name in (embedding, head)}
     widths = {filling.module.dim_in for filling in ways_out.values()} | ({way_in.module.dim_out} if way_in else set())
     start = first_added(state[embedding], layout)
-    if len(set(shapes.values())) > 1 or len(shapes[head]) != 2 or start < 1 or widths - {shapes[head][1]}:
+    if len(set(shapes.values())) > 1 or start < 1 or widths - {shapes[head][1]}:
+        added = layout.wrappers + sum(SIGNALS.values())
         raise CheckpointError(
-            f"NExT-GPT checkpoint has tensors of the wrong shape: {embedding} {shapes[embedding]}, {head} {shapes[head]}, of "
-            f"which {-start + shapes[embedding][0]} rows must be added tokens, and projections for width "
-            f"{sorted(widths)}. Give an undamaged file."
+            f"NExT-GPT checkpoint has tensors of the wrong shape: {embedding} {shapes[embedding]}, {head} {shapes[head]}, with "
+            f"{added} added rows and projections for width {sorted(widths)}. Give an undamaged file."
         )
     parts: dict[str, dict[str, Target]] = {}
     unused = {f"{name}[0:{start}]": "rows of the base model, which keeps its own" for name in (embedding, head)}
