@@ -234,3 +234,5 @@ def test_parts_that_can_train_follow_from_the_bridge(file):
         "inputs.image.projection", "outputs.image.projection", "outputs.image.rows", "backbone.lora",
     ]  # fmt: skip
     assert recipe.bridge.loss_names() == ["text", "image.alignment", "image.denoising"]
+    tagged = Recipe.load(file, ["bridge.inputs.image.tags=true"])
+    assert tagged.bridge.part_names()[:2] == ["inputs.image.projection", "inputs.image.tags"]

@@ -132,13 +132,25 @@ def test_vicuna_template_with_positions():
     assert said(pieces) == ["One: ", "MEDIUM", " two.</s>"]
 
 
+def test_vicuna_v0_template_with_positions():
+    pieces = pieces_of(DIALOGUE, "vicuna_v0")
+    assert flat(pieces) == (
+        "<s>Be brief.\n### Human: [image]Draw it twice.\n### Assistant: One: [image] two.\n### Human: Thanks.\n###"
+    )
+    assert said(pieces) == ["One: ", "MEDIUM", " two."]
+    asked = flat(
+        pieces_of([{"role": "user", "content": [IMAGE, {"type": "text", "text": "Why?"}]}], "vicuna_v0", reply=True)
+    )
+    assert asked == "<s>### Human: [image]Why?\n### Assistant:"
+
+
 @pytest.mark.parametrize("name", template_names())
 def test_prompt_for_a_reply_is_where_the_reply_begins_in_training(name):
     asked = [{"role": "user", "content": "Hi."}]
     prompt = flat(pieces_of(asked, name, reply=True))
     answered = flat(pieces_of([*asked, {"role": "assistant", "content": "Hello."}], name))
     assert answered.startswith(prompt)
-    assert answered.removeprefix(prompt).strip() == "Hello.</s>"
+    assert answered.removeprefix(prompt).strip() == "Hello." + ("\n###" if name == "vicuna_v0" else "</s>")
 
 
 def test_media_at_the_edges_leave_no_empty_text():

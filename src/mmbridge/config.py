@@ -76,6 +76,7 @@ class BridgeConfig:
         for group, parts, more in (("inputs", self.inputs, []), ("outputs", self.outputs, ["rows"])):
             for modality, part in parts.items():
                 inside = ["projection"] if "projection" in part.arguments else []
+                inside += ["tags"] if part.arguments.get("tags") else []
                 names += [f"{group}.{modality}.{name}" for name in inside + more]
         return names + (["backbone.lora"] if self.backbone.arguments.get("lora") is not None else [])
 

@@ -233,7 +233,7 @@ class _Planner:
             cached_in = features.numel() * _STORED
         for name in self.active:
             way = bridge.outputs[name]
-            states = torch.empty(1, way.num_signals, bridge.backbone.dim, device="meta", requires_grad=True)
+            states = torch.empty(1, way.num_states, bridge.backbone.dim, device="meta", requires_grad=True)
             work, kept = trace(way.projection, states)
             learns = f"outputs.{name}.projection" in self.trained
             stored, forward = stored + kept * self.width // 4, forward + work

@@ -49,6 +49,31 @@ def test_media_of_unequal_length_enter_in_their_order():
     torch.testing.assert_close(slots, wanted)
 
 
+def test_tags_stand_around_each_medium_and_train():
+    encoded = way(tags=True)
+    encoded.build("image", 32)
+    features = [torch.randn(length, 12) for length in (4, 2, 4)]
+    assert [encoded.length(tensor) for tensor in features] == [6, 4, 6]
+    start, end = encoded.tags.start, encoded.tags.end
+    wanted = [tensor for one in features for tensor in (start, encoded.projection(one[None])[0], end)]
+    slots = encoded.enter(features)
+    torch.testing.assert_close(slots, torch.cat(wanted))
+    assert not torch.equal(start, end)
+    slots.sum().backward()
+    assert {name: list(dict(part.named_parameters())) for name, part in encoded.trainable().items()} == {
+        "projection": ["layer.weight", "layer.bias"],
+        "tags": ["start", "end"],
+    }
+    assert torch.equal(start.grad, torch.full((1, 32), 3.0))
+    assert torch.equal(end.grad, torch.full((1, 32), 3.0))
+
+
+def test_without_tags_there_is_no_such_part():
+    encoded = way()
+    encoded.build("image", 32)
+    assert list(encoded.trainable()) == ["projection"]
+
+
 def test_only_the_projection_trains():
     encoded = way(Resampler(num_tokens=2, dim_hidden=16, num_heads=2))
     encoded.build("image", 32)

@@ -64,6 +64,26 @@ def test_conditions_have_unit_rows_where_the_decoder_wants_them(make, monkeypatc
     torch.testing.assert_close(condition.norm(dim=-1), torch.ones(2, spec.tokens))
 
 
+def test_conditions_stay_as_projected_where_normalising_is_off(make, monkeypatch):
+    way = make(normalize=False)
+    spec = way.decoder.spec
+    monkeypatch.setitem(way.decoder.__dict__, "spec", ConditionSpec(spec.tokens, spec.dim, normalized=True))
+    hidden, embeddings = torch.randn(2, 4, 32), torch.randn(2, 4, 32)
+    assert torch.equal(way.condition(hidden, embeddings), way.projection(hidden + embeddings))
+
+
+def test_spaces_between_signals_are_rows_that_are_forced_and_read(make):
+    way = make(num_signals=3, spaces=True)
+    assert (way.length(), way.ids(), way.rows.count, way.rows.head.shape[0]) == (5, [0, 1, 2, 3, 4], 5, 1)
+    hidden, embeddings = torch.randn(1, 5, 32), torch.randn(1, 5, 32)
+    condition = way.condition(hidden, embeddings)
+    torch.testing.assert_close(condition, way.projection(hidden + embeddings))
+    for place in range(5):
+        changed = hidden.clone()
+        changed[:, place] += 1
+        assert not torch.allclose(way.condition(changed, embeddings), condition)
+
+
 def test_targets_are_the_decoders_own_conditions(make):
     way = make()
     first, second = way.targets([None, PICTURE], ["red", "blue"])
@@ -127,6 +147,7 @@ def test_faults_are_named(make, parts, backbone):
         ({"mode": "sung"}, "'emitted' or 'appended', not 'sung'"),
         ({"alignment": "l1"}, "'mse' or 'norm', not 'l1'"),
         ({"num_signals": 0}, "num_signals must be a positive integer, not 0"),
+        ({"mode": "appended", "spaces": True}, "spaces stand between signals that are 'emitted'"),
     ):
         with pytest.raises(ConfigError, match=words):
             make(**options)

@@ -32,7 +32,7 @@ class KeyMap:
 
     Args:
         parts: For each part of ours, its tensors' names and how to make them.
-        unused: Published names that are left out on purpose, and why.
+        unused: Published names, or rows of them as ``name[from:to]``, that are left out on purpose, and why.
     """
 
     parts: dict[str, dict[str, Target]]

@@ -1,205 +1,302 @@
-"""NExT-GPT's published projections to ``mmbridge.projections`` (arXiv 2309.05519).
+"""NExT-GPT's published files as parts of a bridge, and back (arXiv 2309.05519).
 
-Each function takes the tensors of one module, with the checkpoint's prefix already stripped, reads every size from
-their shapes and returns the module in float32. Output projections of the released weights (``fc``, ``model``) and of
-the newer code (``in_fc``, ``out_fc``) differ in names only. Attention heads leave no trace in the shapes, so they are
-arguments, whose defaults are the published numbers. Language model rows and LoRA are not converted here.
+Two layouts are read. The released weights (``7b_tiva_v0/pytorch_model.pt``, and what that code's stages 1 and 2 save) hold one
+linear input projection for image, video and audio, three output projections, LoRA, and the whole embedding and head, of which
+only the rows of added tokens are kept: the base model keeps its own. Files of the newer code (``mm_input_projector.bin``,
+``mm_output_projector.bin``) hold projections, and embedding and head likewise. Parts that a file lacks altogether are left
+out; a part that is there must be whole.
+
+How many signal tokens a medium has leaves no trace in the shapes: the published numbers are taken, ``SIGNALS``.
 """
 
-import re
+import copy
+import logging
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmbridge.errors import CheckpointError, ConfigError
-from mmbridge.projections.base import Projection
-from mmbridge.projections.grouping import Grouping
-from mmbridge.projections.linear import MLP, Linear
-from mmbridge.projections.signal_transformer import SignalTransformer
-
-P = TypeVar("P", bound=Projection)
-
-# Ours to theirs, applied in order.
-_GROUPING_NAMES = (
-    (r"^project_(in|out)\.", r"\1_fc."),
-    (r"^stages\.", "layers."),
-    (r"\.concepts$", ".group_token"),
-    (r"\.carry\.norm\.", ".group_projector.0."),
-    (r"\.carry\.mlp\.", ".group_projector.1."),
-    (r"\.norm_attention\.", ".norm1."),
-    (r"\.attention\.(query|key|value)\.", ".attn.qkv."),
-    (r"\.attention\.out\.", ".attn.proj."),
-    (r"(\.blocks\.\d+)\.norm_mlp\.", r"\1.norm2."),
-    (r"\.grouping\.norm_tokens\.", ".grouping.norm_x."),
-    (r"\.mixer\.norm\.", ".norm_tokens."),
-    (r"\.mixer\.mlp\.", ".mlp_inter."),
-    (r"\.norm_mixed\.", ".norm_post_tokens."),
-    (r"\.cross_attention\.(q|k|v)[a-z]+\.", r".pre_assign_attn.attn.\1_proj."),
-    (r"\.cross_attention\.out\.", ".pre_assign_attn.attn.proj."),
-    (r"\.norm_cross_mlp\.", ".pre_assign_attn.norm2."),
-    (r"\.cross_mlp\.", ".pre_assign_attn.mlp."),
-    (r"\.norm_cross\.", ".pre_assign_attn.norm_post."),
-    (r"\.assign_(q|k|v)[a-z]+\.", r".assign.\1_proj."),
-    (r"\.assign_out\.", ".assign.proj."),
-    (r"\.grouping\.norm_mlp\.", ".grouping.norm_new_x."),
-    (r"\.grouping\.mlp\.", ".grouping.mlp_channels."),
-    (r"\.grouping\.", ".downsample."),
-    (r"\.(mlp\w*|group_projector\.1)\.0\.", r".\1.fc1."),
-    (r"\.(mlp\w*|group_projector\.1)\.2\.", r".\1.fc2."),
+from mmbridge.backbones.lora import Lora
+from mmbridge.conversion.keymap import listed
+from mmbridge.conversion.nextgpt_keys import (
+    EMBEDDING,
+    HEAD,
+    RELEASED,
+    SIGNALS,
+    find_layout,
+    find_words,
+    first_added,
+    keymap,
+    plan_projections,
 )
-_SHOWN = 8  # keys of each kind that an error lists
+from mmbridge.conversion.nextgpt_projections import Filling, grouping, linear, mlp, released_name, signal_transformer
+from mmbridge.errors import CheckpointError, ConfigError
+from mmbridge.registry import suggest
+
+log = logging.getLogger("mmbridge")
 
 
-def linear(state: Mapping[str, Tensor]) -> Linear:
-    """Convert a linear input projection: ``weight``, ``bias`` (``llama_proj`` of the released weights).
+def released(state: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+    """Return the parts of a bridge that a published file holds, views of its tensors where nothing changes.
 
-    Raises:
-        CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
-    """
-    dim_out, dim_in = _shape(state, "weight", 2)
-    return _filled(_created(Linear, dim_in=dim_in, dim_out=dim_out), state, [(r"^layer\.", "")])
-
-
-def mlp(state: Mapping[str, Tensor]) -> MLP:
-    """Convert an MLP input projection: ``layer.0.*``, ``layer.2.*``.
-
-    Raises:
-        CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
-    """
-    dim_hidden, dim_in = _shape(state, "layer.0.weight", 2)
-    dim_out, _ = _shape(state, "layer.2.weight", 2)
-    module = _created(MLP, dim_in=dim_in, dim_out=dim_out, dim_hidden=dim_hidden)
-    return _filled(module, state, [(r"^layers\.", "layer.")])
-
-
-def grouping(state: Mapping[str, Tensor], num_heads: int = 8) -> Grouping:
-    """Convert the newer code's grouping input projection: ``in_fc.*``, ``layers.*``, ``norm.*``, ``out_fc.*``.
+    The one input projection stands in all three ways in, as do the tags ``<Img>`` and ``</Img>``. Rows of embedding and head
+    that differ from the base model's are not kept, but a warning tells of them.
 
     Args:
-        state: Tensors of one ``mm_input_projector``, without prefix.
-        num_heads: Attention heads, which the tensors do not tell.
+        state: Tensors by published names; on the meta device, their numbers are not looked at.
+        base: The base model's ``EMBEDDING`` and ``HEAD``, to compare with; None compares nothing.
 
     Raises:
-        CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
+        CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes, listed.
     """
-    dim_hidden, dim_in = _shape(state, "in_fc.weight", 2)
-    dim_out, _ = _shape(state, "out_fc.weight", 2)
-    stages = max(1, _count(state, r"layers\.(\d+)\.") - 1)  # the last layer groups nothing
-    groups = [_shape(state, f"layers.{i}.group_token", 3)[1] for i in range(stages)]
-    module = _created(
-        Grouping,
-        dim_in=dim_in,
-        dim_out=dim_out,
-        num_tokens=groups[-1],
-        num_concepts=groups[:-1],
-        depths=[max(1, _count(state, rf"layers\.{i}\.blocks\.(\d+)\.")) for i in range(stages + 1)],
-        dim_hidden=dim_hidden,
-        num_heads=num_heads,
-        variant="published",
-    )
-    return _filled(module, state, [(r"^blocks\.", f"layers.{stages}.blocks."), *_GROUPING_NAMES])
-
-
-def signal_transformer(state: Mapping[str, Tensor], num_heads: int = 4) -> SignalTransformer:
-    """Convert an output projection: ``query_embs``, ``tfm.*`` and ``fc.*``, ``model.*`` or ``in_fc.*``, ``out_fc.*``.
-
-    Args:
-        state: Tensors of one ``gen_text_hidden_fcs*.0`` or ``mm_output_*_projector``, without prefix.
-        num_heads: Attention heads, which the tensors do not tell.
-
-    Raises:
-        CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
-    """
-    released = any(re.match(r"(fc|model)\.(weight|bias)$", key) for key in state)
-    project_in, project_out = ("fc", "model") if released else ("in_fc", "out_fc")
-    dim_hidden, dim_in = _shape(state, f"{project_in}.weight", 2)
-    dim_out, _ = _shape(state, f"{project_out}.weight", 2)
-    _, num_queries, _ = _shape(state, "query_embs", 3)
-    dim_feedforward, _ = _shape(state, "tfm.encoder.layers.0.linear1.weight", 2)
-    module = _created(
-        SignalTransformer,
-        dim_in=dim_in,
-        dim_out=dim_out,
-        num_queries=num_queries,
-        dim_hidden=dim_hidden,
-        num_heads=num_heads,
-        num_encoder_layers=max(1, _count(state, r"tfm\.encoder\.layers\.(\d+)\.")),
-        num_decoder_layers=max(1, _count(state, r"tfm\.decoder\.layers\.(\d+)\.")),
-        dim_feedforward=dim_feedforward,
-    )
-    names = [
-        (r"^project_in\.", f"{project_in}."),
-        (r"^project_out\.", f"{project_out}."),
-        (r"^queries$", "query_embs"),
-        (r"^transformer\.", "tfm."),
+    parts = keymap(state).apply(state)
+    broken = [
+        f"{part}: {name}"
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+        if not tensor.is_meta and not tensor.isfinite().all()
     ]
-    return _filled(module, state, names)
-
-
-def _shape(state: Mapping[str, Tensor], key: str, axes: int) -> tuple[int, ...]:
-    if key not in state:
+    if broken:
         raise CheckpointError(
-            f"NExT-GPT checkpoint lacks {key!r}, from which sizes are read; it has {_listed(sorted(state))}. Pass one "
-            "module's tensors with their prefix stripped."
+            f"NExT-GPT checkpoint has numbers that are not finite in {listed(broken)}. Give an undamaged file."
         )
-    shape = tuple(state[key].shape)
-    if len(shape) != axes:
-        raise CheckpointError(
-            f"NExT-GPT checkpoint has {key} of the wrong shape: {shape} instead of {axes} axes. Pass an undamaged file."
-        )
-    return shape
+    for name, found in compare_words(state, base).items() if base is not None else ():
+        if found["differ"]:
+            log.warning(
+                "%d of %d rows of %s differ from the base model's, by %.2g at most; the base model's are used.",
+                found["differ"], found["rows"], name, found["most"],
+            )  # fmt: skip
+        if found["unmatched"]:
+            log.warning("%d rows of %s are in one of file and base model only.", found["unmatched"], name)
+    return parts
 
 
-def _created(part: type[P], **arguments: Any) -> P:
-    """Create a module without memory or random numbers, from sizes that a file gave."""
-    try:
-        with torch.device("meta"):
-            return part(**arguments)
-    except ConfigError as error:
-        raise CheckpointError(f"NExT-GPT checkpoint has shapes that fit no projection: {error}") from error
+def compare_words(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Compare the rows of a published file that are not kept with the base model's, in the file's precision.
+
+    The published code trained the whole embedding and head, so that they differ a little from those of the base model.
+
+    Args:
+        state: Tensors by published names.
+        base: The base model's ``EMBEDDING`` and ``HEAD``.
+
+    Returns:
+        For both names: ``rows`` that both have, how many ``differ``, by how much at ``most``, and the rows that only the file
+        or only the base model has, ``unmatched``.
+
+    Raises:
+        CheckpointError: The base model lacks one of them, or has another width.
+    """
+    layout, names = find_layout(state), find_words(state)
+    report = {}
+    for name, own in names.items():
+        if name not in base or own not in state:
+            raise CheckpointError(f"{name} of the base model can't be compared: it is missing; give both models whole.")
+        old = state[own][: first_added(state[own], layout)]
+        rows = min(len(old), len(base[name]))
+        if old.shape[1] != base[name].shape[1]:
+            raise CheckpointError(
+                f"the base model is {base[name].shape[1]} wide, the NExT-GPT checkpoint {old.shape[1]}; give the base model "
+                "that it was trained on."
+            )
+        differ, most = 0, 0.0
+        for start in range(0, rows, 4096):  # so that no whole matrix is copied
+            chosen = slice(start, min(start + 4096, rows))
+            apart = (old[chosen].float() - base[name][chosen].to(old.dtype).float()).abs().amax(1)
+            differ, most = differ + int((apart > 0).sum()), max(most, float(apart.max()))
+        unmatched = abs(len(old) - len(base[name]))
+        report[name] = {"rows": rows, "differ": differ, "most": most, "unmatched": unmatched}
+    return report
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
-    return max(found, default=-1) + 1
+def bridge_config(state: Mapping[str, Any], base: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the bridge that opens a converted file as plain data, sizes read from the shapes.
+
+    What the weights need is set: tags, spaces between the newer code's signals, pooled features of the released weights.
+    Conditions for AudioLDM get unit norm, as it was trained with, which the published code leaves out: ``normalize: false``
+    in the way out reproduces that.
+
+    Args:
+        state: Tensors, or anything with a shape, by published names.
+        base: Where frozen parts are, by their names in a manifest: "backbone", "inputs.image.encoder",
+            "outputs.image.decoder", ...; others are those that the weights were trained with.
+
+    Raises:
+        CheckpointError: The file is not whole.
+        ConfigError: There is no such frozen part.
+    """
+    layout = find_layout(state)
+    for name in base or ():
+        if name not in layout.bases:
+            raise ConfigError(f"NExT-GPT has no frozen part {name!r}{suggest(name, list(layout.bases))}")
+    bases = {**layout.bases, **(base or {})}
+    parts = keymap(state).parts
+    way_in, ways_out = plan_projections(state, layout)
+    backbone: dict[str, Any] = {
+        "name": "causal_lm",
+        "source": bases["backbone"],
+        "template": layout.template,
+        "lora": None,
+    }
+    if adapters := parts.get("backbone.lora"):
+        rank = next(state[t.sources[0]].shape[0] for name, t in adapters.items() if ".lora_A." in name)
+        targets = dict.fromkeys(name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapters)
+        backbone["lora"] = {
+            "rank": rank, "alpha": layout.alpha * rank, "dropout": layout.dropout, "targets": list(targets),
+        }  # fmt: skip
+    inputs = {
+        modality: {
+            "name": "encoded",
+            "encoder": {
+                "name": "imagebind",
+                "modality": modality,
+                "weights": bases[f"inputs.{modality}.encoder"],
+                "tokens": layout.tokens,
+            },
+            "projection": _part(way_in),
+            "tags": f"inputs.{modality}.tags" in parts,
+        }
+        for modality in (SIGNALS if way_in else ())
+    }
+    outputs = {
+        modality: {
+            "name": "signals",
+            "projection": _part(filling),
+            "decoder": {**layout.decoders[modality], "source": bases[f"outputs.{modality}.decoder"]},
+            "num_signals": SIGNALS[modality],
+            "alignment": "norm",
+            "spaces": layout.spaces,
+        }
+        for modality, filling in ways_out.items()
+    }
+    return copy.deepcopy({"backbone": backbone, "inputs": inputs, "outputs": outputs})
 
 
-def _filled(module: P, state: Mapping[str, Tensor], names: list[tuple[str, str]]) -> P:
-    """Copy the tensors into a module that was created on the meta device; strict both ways."""
-    shapes = {key: value.shape for key, value in module.state_dict().items()}
-    sources: dict[str, list[str]] = {}  # several keys of ours share one tensor of theirs, stacked along its first axis
-    for key in shapes:
-        source = key
-        for pattern, replacement in names:
-            source = re.sub(pattern, replacement, source)
-        sources.setdefault(source, []).append(key)
-    wanted = {s: (sum(shapes[k][0] for k in keys), *shapes[keys[0]][1:]) for s, keys in sources.items()}
-    both = [key for key in wanted if key in state]
+def export(
+    parts: Mapping[str, Mapping[str, Tensor]], base: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return a bridge's parts in the layout and under the names of the released weights.
+
+    Their code writes signal tokens one by one, so it asks for a head row of each, while a bridge holds that of the first:
+    head rows that it lacks are taken from ``base`` where that is a file of the released layout, which brings them back as
+    they were, and are zero otherwise.
+
+    Args:
+        parts: Parts by name, as in a saved bridge: linear input projections, tags, signal transformers, rows, LoRA or none.
+        base: The base model's ``EMBEDDING`` and ``HEAD``, or a whole file of the released layout.
+        dtype: Of the result; None for that of the input projection.
+
+    Raises:
+        CheckpointError: A part is missing or is not one of the released layout, or what that layout holds once differs between
+            image, video and audio.
+    """
+    shared = {name: [f"inputs.{modality}.{name}" for modality in SIGNALS] for name in ("projection", "tags")}
+    own = [f"outputs.{modality}.{name}" for modality in SIGNALS for name in ("projection", "rows")]
+    wanted = {*shared["projection"], *shared["tags"], *own}
     faults = {
-        "missing": [key for key in wanted if key not in state],
-        "unexpected": [key for key in state if key not in wanted],
-        "of the wrong shape": [
-            f"{key} {tuple(state[key].shape)} instead of {wanted[key]}"
-            for key in both
-            if tuple(state[key].shape) != wanted[key]
-        ],
-        "not finite": [key for key in both if not state[key].isfinite().all()],
+        "missing": sorted(wanted - parts.keys()),
+        "unexpected": sorted(parts.keys() - wanted - {"backbone.lora"}),
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(keys)} {fault}: {_listed(keys)}" for fault, keys in faults.items() if keys)
+        found = "; ".join(f"{len(names)} {fault}: {listed(names)}" for fault, names in faults.items() if names)
         raise CheckpointError(
-            f"NExT-GPT checkpoint does not fill projection {module.name!r}: {listed}. Pass one module's tensors with "
-            "their prefix stripped, from an undamaged file."
+            f"this bridge does not fit the released NExT-GPT layout: {found}. Export one with NExT-GPT's ways in and out."
         )
-    tensors: dict[str, Tensor] = {}
-    for source, keys in sources.items():
-        tensors.update(zip(keys, state[source].chunk(len(keys)), strict=True))
-    module.float().to_empty(device="cpu").load_state_dict(tensors)
-    return module
+    for name, group in shared.items():
+        first, *others = ({key: tensor.cpu() for key, tensor in parts[part].items()} for part in group)
+        if any(
+            first.keys() != other.keys() or any(not torch.equal(first[k], other[k]) for k in first) for other in others
+        ):
+            raise CheckpointError(
+                f"the released NExT-GPT layout has one {name} for image, video and audio, but this bridge's differ; "
+                "save it in mmbridge's own format."
+            )
+    state = {f"llama_proj.{name.removeprefix('layer.')}": t for name, t in parts["inputs.image.projection"].items()}
+    for modality, prefix in RELEASED.outputs.items():
+        for name, tensor in parts[f"outputs.{modality}.projection"].items():
+            state[prefix + released_name(name)] = tensor
+    adapters = parts.get("backbone.lora", {})
+    stem = "llama_model.base_model.model." if adapters else "llama_model."
+    state |= {stem + name: tensor for name, tensor in adapters.items()}
+    chosen = dtype or next(iter(state.values())).dtype
+    state[stem + EMBEDDING], state[stem + HEAD] = _all_rows(parts, base, chosen)
+    state = {name: tensor.detach().to(chosen).contiguous() for name, tensor in state.items()}
+    keymap(state)  # whatever is wrong with it is told there
+    return state
 
 
-def _listed(keys: list[str]) -> str:
-    rest = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + rest if keys else "nothing"
+def peft_adapter(
+    adapters: Mapping[str, Tensor], lora: Lora, source: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a bridge's LoRA in peft's own format.
+
+    Args:
+        adapters: The part ``backbone.lora``.
+        lora: Its settings.
+        source: The base model, as ``transformers`` may open it.
+
+    Returns:
+        What belongs in ``adapter_model.safetensors`` and in ``adapter_config.json``.
+    """
+    tensors = {f"base_model.model.{name.replace('.default.', '.')}": tensor for name, tensor in adapters.items()}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": source,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(lora.targets),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    return tensors, config
+
+
+def _part(filling: Filling[Any] | None) -> dict[str, Any]:
+    """Return a projection as in a recipe, without the widths, which its neighbours tell."""
+    module = filling.module if filling else None
+    given = {} if module is None else dict(module.arguments)
+    for width in ("dim_in", "dim_out", "num_queries"):
+        given.pop(width, None)
+    return {"name": module.registry_name if module else "", **given}
+
+
+def _all_rows(parts: Mapping[str, Any], base: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the whole embedding and head: old rows from the base, new ones from the parts."""
+    words = find_words(base)
+    if not words or any(name not in base for name in words.values()):
+        raise CheckpointError(f"the base model lacks {EMBEDDING} or {HEAD}; give both.")
+    embedding, head = (base[name].to(dtype) for name in words.values())
+    start = first_added(embedding, RELEASED) if words[EMBEDDING] != EMBEDDING else len(embedding)
+    tags = parts["inputs.image.tags"]
+    added = [tags["start"], tags["end"]]
+    whole = head.new_zeros(start + RELEASED.wrappers + sum(SIGNALS.values()), head.shape[1])
+    whole[: len(head)] = head
+    low = start + RELEASED.wrappers
+    for modality, count in SIGNALS.items():
+        rows = parts[f"outputs.{modality}.rows"]
+        if len(rows["embedding"]) != count or rows["embedding"].shape[1] != head.shape[1]:
+            raise CheckpointError(
+                f"outputs.{modality}.rows has the shape {tuple(rows['embedding'].shape)}, but the released NExT-GPT layout has "
+                f"{count} signals and this base model width {head.shape[1]}; export a bridge that was built so."
+            )
+        added.append(rows["embedding"])
+        whole[low] = rows["head"][0].detach().to(dtype)
+        low += count
+    return torch.cat([embedding[:start], *(rows.detach().to(embedding) for rows in added)]), whole
+
+
+__all__ = [
+    "bridge_config",
+    "compare_words",
+    "export",
+    "grouping",
+    "keymap",
+    "linear",
+    "mlp",
+    "peft_adapter",
+    "released",
+    "signal_transformer",
+]

@@ -21,6 +21,8 @@ class Encoded(nn.Module):
         projection: An input projection; widths that it was not given are derived by the bridge.
         attention: Whether slots see earlier slots only ("causal", as published) or all slots of their medium ("full").
         batch_size: Media that the encoder takes at once.
+        tags: Whether a learned slot stands before and one after each medium: ``<Img>`` and ``</Img>`` of the released
+            NExT-GPT weights, the start and end tags of OneLLM.
     """
 
     def __init__(
@@ -29,16 +31,18 @@ class Encoded(nn.Module):
         projection: Any,
         attention: Literal["causal", "full"] = "causal",
         batch_size: int = 64,
+        tags: bool = False,
     ):
         super().__init__()
         if attention not in ("causal", "full"):
             raise ConfigError(f"attention inside a medium is 'causal' or 'full', not {attention!r}.")
         self.encoder, self.projection = encoder, projection
-        self.attention, self.batch_size = attention, batch_size
+        self.attention, self.batch_size, self.tagged = attention, batch_size, tags
+        self.tags: Tags
         self._fingerprint: str | None = None
 
     def build(self, modality: str, dim: int) -> None:
-        """Check the modality and derive the projection's widths.
+        """Check the modality, derive the projection's widths and create the tags.
 
         Raises:
             ConfigError: The encoder reads another modality.
@@ -49,6 +53,8 @@ class Encoded(nn.Module):
                 f"input {modality!r} was given an encoder for {self.encoder.modality!r}; name the input after what it reads."
             )
         self.projection.build(self.encoder.spec.dim, dim)
+        if self.tagged:
+            self.tags = Tags(dim)
 
     @property
     def fingerprint(self) -> str:
@@ -68,8 +74,8 @@ class Encoded(nn.Module):
         return encoded
 
     def length(self, features: Tensor) -> int:
-        """Return the number of slots for features (T, dim)."""
-        return int(self.projection.num_tokens(features.shape[0]))
+        """Return the number of slots for features (T, dim), tags included."""
+        return int(self.projection.num_tokens(features.shape[0])) + 2 * self.tagged
 
     def enter(self, features: Sequence[Tensor]) -> Tensor:
         """Project features, media of equal length together: returns (sum of slots, D) in the media's order."""
@@ -81,13 +87,22 @@ class Encoded(nn.Module):
         for members in by_length.values():
             stacked = torch.stack([features[index] for index in members]).to(parameter.device, parameter.dtype)
             for index, projected in zip(members, self.projection(stacked), strict=True):
-                slots[index] = projected
+                slots[index] = torch.cat([self.tags.start, projected, self.tags.end]) if self.tagged else projected
         return torch.cat(slots)
 
     def trainable(self) -> dict[str, nn.Module]:
-        """Return the projection."""
-        return {"projection": self.projection}
+        """Return the projection and, where there are some, the tags."""
+        return {"projection": self.projection, **({"tags": self.tags} if self.tagged else {})}
 
     def describe(self) -> dict[str, Any]:
         """Return the manifest entry of the encoder."""
         return {"encoder": self.encoder.describe()}
+
+
+class Tags(nn.Module):
+    """A learned slot before a medium and one after it, ``start`` and ``end``, (1, dim) each."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(1, dim) * 0.02)
+        self.end = nn.Parameter(torch.randn(1, dim) * 0.02)

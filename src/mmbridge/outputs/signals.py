@@ -33,6 +33,10 @@ class Signals(nn.Module):
             which learned queries are appended.
         alignment: "mse" between projected and caption condition, or "norm", the published mean L2 norm of the difference.
         denoising: Whether targets hold the medium itself for the decoder's denoising loss, besides its caption condition.
+        spaces: Whether a row for the space stands between signals, so that a block has, and the projection reads,
+            2 * ``num_signals`` - 1 positions. Reproduces the newer NExT-GPT code, whose tokenizer keeps these spaces.
+        normalize: Whether conditions get unit rows where the decoder was trained with such. False reproduces NExT-GPT, which
+            hands its audio condition to the decoder as it is.
     """
 
     attention: Literal["causal", "full"] = "causal"
@@ -45,6 +49,8 @@ class Signals(nn.Module):
         mode: Literal["emitted", "appended"] = "emitted",
         alignment: Literal["mse", "norm"] = "mse",
         denoising: bool = False,
+        spaces: bool = False,
+        normalize: bool = True,
     ):
         super().__init__()
         if mode not in ("emitted", "appended"):
@@ -53,8 +59,14 @@ class Signals(nn.Module):
             raise ConfigError(f"the alignment loss is 'mse' or 'norm', not {alignment!r}.")
         if not isinstance(num_signals, int) or num_signals < 1:
             raise ConfigError(f"num_signals must be a positive integer, not {num_signals!r}.")
+        if spaces and mode == "appended":
+            raise ConfigError(
+                "spaces stand between signals that are 'emitted'; leave spaces=False with 'appended' ones."
+            )
         self.projection, self.decoder = projection, decoder
         self.num_signals, self.mode, self.alignment, self.denoising = num_signals, mode, alignment, denoising
+        self.normalize = normalize
+        self.num_states = 2 * num_signals - 1 if spaces else num_signals  # that the projection reads
         self.rows: NewRows
         self._fingerprint: str | None = None
 
@@ -74,7 +86,7 @@ class Signals(nn.Module):
             self.projection.build(backbone.dim, spec.dim, spec.tokens)
         except ShapeError as error:
             raise ShapeError(f"output {modality!r}: {error}") from None
-        count = self.num_signals + (self.mode == "appended")
+        count = self.num_states + (self.mode == "appended")
         self.rows = NewRows(backbone.embedding, count, seed=count)
 
     @property
@@ -125,11 +137,11 @@ class Signals(nn.Module):
             embeddings: Input embeddings of the block, (N, K, D).
 
         Returns:
-            (N, tokens, dim); unit rows where the decoder's spec says so.
+            (N, tokens, dim); unit rows where the decoder's spec says so, unless ``normalize`` is off.
         """
-        states = (hidden + embeddings)[:, -self.num_signals :]
+        states = (hidden + embeddings)[:, -self.num_states :]
         condition = self.projection(states.to(next(self.projection.parameters()).dtype))
-        return F.normalize(condition, dim=-1) if self.decoder.spec.normalized else condition
+        return F.normalize(condition, dim=-1) if self.normalize and self.decoder.spec.normalized else condition
 
     def losses(
         self, hidden: Tensor, embeddings: Tensor, targets: Sequence[dict[str, Tensor]], seed: int
