@@ -38,7 +38,7 @@ from mmbridge.conversion.onellm_names import (
     projection_targets,
     tag_targets,
     targets_of,
-)  # fmt: skip
+)
 from mmbridge.encoders.tokenizers import KINDS
 from mmbridge.encoders.universal import TOKENIZERS, Transformer, UniversalConfig, UniversalEncoder
 from mmbridge.errors import CheckpointError, ConfigError
