@@ -59,8 +59,8 @@ class Bridge(nn.Module):
         self.first_ids: dict[str, int] = {}
         self._shared: dict[str, nn.Module] = {}  # what several projections have, by the name they share it under
         for modality, way in self.inputs.items():
-            if hasattr(projection := getattr(way, "projection", None), "share"):
-                self._build(f"input {modality!r}", projection.share, self._shared)
+            if share := getattr(getattr(way, "projection", None), "share", None):
+                self._build(f"input {modality!r}", share, self._shared)
             self._build(f"input {modality!r}", way.build, modality, backbone.dim)
         following = backbone.vocabulary_size
         for modality, way in self.outputs.items():

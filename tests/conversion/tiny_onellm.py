@@ -53,7 +53,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
         for name, rows, columns in (("clip_proj1", DIM, DIM), ("clip_proj2", LLM, DIM)):
             found |= {f"{name}.{modality}.0.weight": (rows, columns)}
             found |= {f"{name}.{modality}.{rest}": (rows,) for rest in ("0.bias", "1.weight", "1.bias")}
-        for name, rows, columns in (("fc1", HIDDEN, DIM), ("fc2", 2, HIDDEN)):
+        for name, rows, columns in (("fc1", 4 * DIM, DIM), ("fc2", 2, 4 * DIM)):
             found |= {f"routers.{modality}.{name}.weight": (rows, columns), f"routers.{modality}.{name}.bias": (rows,)}
         found |= {f"{tag}.{modality}": (1, 1, LLM) for tag in ("start_tag", "end_tag")}
         found |= {f"resample_tokens.{modality}": (1, TOKENS, DIM), **KINDS.get(modality, {})}

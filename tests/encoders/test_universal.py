@@ -246,7 +246,8 @@ def test_encoders_of_one_folder_have_one_transformer_in_memory(folder: Path) -> 
     assert image.describe()["weights"] == str(folder) and len(image.describe()["sha256"] or "") == 64
     assert not any(parameter.requires_grad for parameter in image.parameters())
     with torch.device("meta"):
-        assert UniversalEncoder("imu", folder).spec == imu.spec
+        planned = [UniversalEncoder(modality, folder) for modality in ("imu", "image")]
+    assert planned[0].spec == imu.spec and planned[0].transformer is planned[1].transformer is not imu.transformer
 
 
 def test_faults_are_one_sentence(folder: Path) -> None:

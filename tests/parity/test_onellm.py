@@ -129,7 +129,7 @@ def test_the_way_back_from_full_size_has_the_published_names_and_shapes():
 
 def test_an_encoder_alone_has_the_published_sizes():
     small = {name: value for name, value in published_file().items() if not re.search(r"resblocks\.(?!0\.)", name)}
-    state = {name: torch.zeros(1).half().expand(value.shape) for name, value in small.items()}  # expanded: no memory
+    state = {name: torch.zeros(()).half().expand(value.shape) for name, value in small.items()}  # expanded: no memory
     tokens = {}
     for modality in ("audio", "imu", "point", "rgbd"):
         encoder = onellm.encoder(state, modality)

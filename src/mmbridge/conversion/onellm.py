@@ -96,7 +96,8 @@ def encoder(
         name.replace(f"tokenizers.{kind}.", "tokenizer."): target
         for name, target in encoder_targets([kind], depth).items()
     }
-    own = rf"clip\.visual\.(?!proj$)|conv1\.{theirs}\.|positional_embedding\.{theirs}$"
+    others = "" if kind == "image" else r"|conv1\.|positional_embedding$"
+    own = rf"clip\.visual\.(?!proj${others})|conv1\.{theirs}\.|positional_embedding\.{theirs}$"
     what = f"the encoder of {theirs!r}"
     _refuse(_faults(state, targets, own), what)
     config = _encoder_config(state, [kind], heads, **sizes)
@@ -279,9 +280,9 @@ def repeat_cache_offset(cache: Any) -> None:
     two steps before it, and the first two overwrite the prompt's last two keys and values. Call it once, after the prompt.
 
     Args:
-        cache: A cache of transformers that holds a prompt with a medium.
+        cache: A cache of transformers that holds a prompt with one medium.
     """
-    cache.crop(cache.get_seq_length() - 2)
+    cache.crop(-2)
 
 
 # Sizes ---------------------------------------------------------------------------------------------------------------

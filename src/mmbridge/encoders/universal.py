@@ -221,21 +221,22 @@ class UniversalEncoder(Encoder):
 
     def _create(self, folder: Path | None, coordinates: tuple[int, ...]) -> None:
         given = (coordinates,) if self.modality == "pointcloud" else ()
-        if folder is None or is_planning():
+        if folder is None:
             self.transformer, self.tokenizer = Transformer(self.sizes), self._tokenizer(*given)
             initialise(self)
             return
-        self.file = folder / "model.safetensors"
-        self.licence = hub.licence_of(folder)
         with torch.device("meta"):
-            self.tokenizer = self._tokenizer(*given)
-            transformer = Transformer(self.sizes)
-        self._load(self.tokenizer, f"tokenizers.{self.kind}.")
-        status = self.file.stat()
-        key = (self.file.resolve(), status.st_mtime_ns, status.st_size, repr(transformer))
+            self.tokenizer, transformer = self._tokenizer(*given), Transformer(self.sizes)
+        key: tuple[object, ...] = (folder.resolve(), self.sizes)
+        if not is_planning():
+            self.file, self.licence = folder / "model.safetensors", hub.licence_of(folder)
+            self._load(self.tokenizer, f"tokenizers.{self.kind}.")
+            status = self.file.stat()
+            key = (*key, status.st_mtime_ns, status.st_size)
         present = _shared.get(key)
         if present is None:
-            self._load(transformer, "transformer.")
+            if not is_planning():
+                self._load(transformer, "transformer.")
             present = _shared[key] = transformer
         self.transformer = present
 

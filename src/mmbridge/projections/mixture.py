@@ -63,6 +63,8 @@ class MixtureOfExperts(InputProjection):
         torch.Size([1, 4, 3])
     """
 
+    experts: "Experts"
+
     def __init__(
         self,
         dim_in: int | None = None,
