@@ -57,7 +57,10 @@ class Bridge(nn.Module):
         self.inputs = nn.ModuleDict(inputs or {})
         self.outputs = nn.ModuleDict(outputs or {})
         self.first_ids: dict[str, int] = {}
+        self._shared: dict[str, nn.Module] = {}  # what several projections have, by the name they share it under
         for modality, way in self.inputs.items():
+            if share := getattr(getattr(way, "projection", None), "share", None):
+                self._build(f"input {modality!r}", share, self._shared)
             self._build(f"input {modality!r}", way.build, modality, backbone.dim)
         following = backbone.vocabulary_size
         for modality, way in self.outputs.items():
@@ -250,9 +253,11 @@ class Bridge(nn.Module):
         return losses
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Return the parameters that can train, by part: ``inputs.image.projection``, ``backbone.lora``, ..."""
-        parts = {
-            f"{side}.{modality}.{name}": dict(module.named_parameters())
+        """Return the parameters that can train, by part: ``inputs.image.projection``, ``inputs.shared.<name>``, ..."""
+        parts = {f"inputs.shared.{name}": dict(module.named_parameters()) for name, module in self._shared.items()}
+        shared = {id(value) for parameters in parts.values() for value in parameters.values()}
+        parts |= {
+            f"{side}.{modality}.{name}": {k: v for k, v in module.named_parameters() if id(v) not in shared}
             for side, ways in (("inputs", self.inputs), ("outputs", self.outputs))
             for modality, way in ways.items()
             for name, module in way.trainable().items()
@@ -384,10 +389,9 @@ class Bridge(nn.Module):
             raise CheckpointError(
                 f"{str(source)!r} does not fit this bridge: it lacks {absent or 'nothing'} and has {unknown or 'nothing'} more."
             )
-        read = []
-        for name, parameters in parts.items():
-            if name in absent:
-                continue
+        read = [name for name in parts if name in entries]
+        for name in read:
+            parameters = parts[name]
             file = folder / "parts" / f"{name}.safetensors"
             wanted = entries[name]["sha256"]
             if not file.is_file():
@@ -410,7 +414,6 @@ class Bridge(nn.Module):
             with torch.no_grad():
                 for key, value in tensors.items():
                     parameters[key].copy_(value)
-            read.append(name)
         return read
 
 

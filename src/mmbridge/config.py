@@ -72,7 +72,9 @@ class BridgeConfig:
 
     def part_names(self) -> list[str]:
         """Return the names of the parts that can train."""
-        names = []
+        projections = [part.arguments["projection"] for part in self.inputs.values() if "projection" in part.arguments]
+        shared = dict.fromkeys(projection.arguments.get("experts") for projection in projections)
+        names = [f"inputs.shared.{name}" for name in shared if name]
         for group, parts, more in (("inputs", self.inputs, []), ("outputs", self.outputs, ["rows"])):
             for modality, part in parts.items():
                 inside = ["projection"] if "projection" in part.arguments else []

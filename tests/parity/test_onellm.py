@@ -1,12 +1,18 @@
 """OneLLM's projection against numbers that its published code computed (commit in each file's metadata); 1e-5, absolute."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from conversion import tiny_onellm
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from mmbridge import Bridge
 from mmbridge.conversion import onellm
+from mmbridge.encoders import UniversalConfig, UniversalEncoder
 from mmbridge.errors import CheckpointError, ConfigError
 
 HERE = Path(__file__).parent
@@ -62,6 +68,74 @@ def test_a_block_matches():
     experts = onellm.mixture(state, "image", num_heads=4).experts
     assert_equal(experts(data["in.x"], 11)[0], data["out.expert"])
     assert_equal(experts(data["in.x"], 3)[0], data["out.expert"][:, :3])
+
+
+@torch.no_grad()
+def test_a_block_of_the_language_model_matches():
+    data = load_file(HERE / "onellm_block.safetensors")
+    block = {f"llma.layers.0.{key.removeprefix('param.')}": value for key, value in data.items() if "param." in key}
+    file = tiny_onellm.state()
+    assert block.keys() <= file.keys()
+    model = LlamaForCausalLM(LlamaConfig(**onellm.base_configs(file, heads=4)["base.language_model"])).eval()
+    model.load_state_dict(onellm.released(file | block, heads=4)["base.language_model"], strict=True)
+    found = []
+    model.model.layers[0].register_forward_hook(lambda module, given, made: found.append(made))
+    model(inputs_embeds=data["in.x"])
+    assert_equal(found[0] if isinstance(found[0], torch.Tensor) else found[0][0], data["out.llm"])
+
+
+def published_file():
+    keys = json.loads((HERE / "onellm_7b_keys.json").read_text())["keys"]
+    return {name: torch.empty(shape, dtype=torch.half, device="meta") for name, shape in keys.items()}
+
+
+def test_the_published_file_fills_full_size_modules(tmp_path):
+    file = published_file()
+    parts, mapped = onellm.released(file), onellm.keymap(file)
+    used = [source for part in mapped.parts.values() for target in part.values() for source in target.sources]
+    assert len(file) == 940 and sorted([*used, *mapped.unused]) == sorted(file)
+    configs = onellm.base_configs(file)
+    assert UniversalConfig.from_dict(configs["base.encoder"]) == UniversalConfig.published()
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    config = onellm.bridge_config(file, {name[5:]: str(tmp_path / name) for name in configs})
+    for way in config["inputs"].values():
+        way.pop("tags")
+    with torch.device("meta"):
+        bridge = Bridge.from_config(config)
+    bridge.backbone.model.load_state_dict(parts["base.language_model"], strict=True, assign=True)
+    unfilled = set(parts["base.encoder"])
+    for way in bridge.inputs.values():
+        own = f"tokenizers.{way.encoder.kind}."
+        names = {name: name.replace("tokenizer.", own) for name in way.encoder.state_dict()}
+        tensors = {name: parts["base.encoder"][source] for name, source in names.items()}
+        way.encoder.load_state_dict(tensors, strict=True, assign=True)
+        unfilled -= set(names.values())
+    assert not unfilled
+    for name, parameters in bridge.parts().items():
+        assert {key: value.shape for key, value in parameters.items()} == {k: v.shape for k, v in parts[name].items()}
+    assert parts.keys() - bridge.parts().keys() == {*configs, *(f"inputs.{name}.tags" for name in bridge.inputs)}
+    shared = sum(value.numel() for value in bridge.parts()["inputs.shared.experts"].values())
+    assert shared == 3 * 102_776_832
+
+
+def test_the_way_back_from_full_size_has_the_published_names_and_shapes():
+    file = published_file()
+    back, unused = onellm.export(onellm.released(file)), onellm.keymap(file).unused
+    assert back.keys() | unused.keys() == file.keys() and not back.keys() & unused.keys()
+    assert all(value.shape == file[name].shape and value.dtype == torch.half for name, value in back.items())
+
+
+def test_an_encoder_alone_has_the_published_sizes():
+    small = {name: value for name, value in published_file().items() if not re.search(r"resblocks\.(?!0\.)", name)}
+    state = {name: torch.zeros(()).half().expand(value.shape) for name, value in small.items()}  # expanded: no memory
+    tokens = {}
+    for modality in ("audio", "imu", "point", "rgbd"):
+        encoder = onellm.encoder(state, modality)
+        assert isinstance(encoder, UniversalEncoder) and not any(value.requires_grad for value in encoder.parameters())
+        tokens[encoder.modality] = encoder.spec.tokens
+    assert tokens == {"audio": 1213, "imu": 392, "pointcloud": 1025, "depth": 257}
 
 
 DAMAGE = {

@@ -80,26 +80,25 @@ def test_the_strongest_experts_keep_their_weights(features):
     torch.testing.assert_close(some.sum(-1), whole.sum(-1) - whole.min(-1).values)
 
 
-def test_projections_can_share_their_experts(features):
-    one = make()
-    two = MixtureOfExperts(9, 20, **SIZES, experts=one.experts).double()
-    assert two.experts is one.experts
+@pytest.mark.parametrize("built", [True, False])
+def test_projections_of_one_name_share_their_experts(features, built):
+    widths = [{"dim_in": 12, "dim_out": 20}, {"dim_in": 9, "dim_out": 20}, {"dim_in": 12, "dim_out": 20}]
+    names = ["experts", "experts", None]
+    sizes = [{**SIZES, **(width if built else {}), "experts": name} for width, name in zip(widths, names, strict=True)]
+    made, pool = nn.ModuleList(MixtureOfExperts(**size) for size in sizes), {}
+    for projection, width in zip(made, widths, strict=True):
+        projection.share(pool)
+        projection.build(**width)
+    one, two, alone = made.double()
+    assert one.experts is two.experts is pool["experts"] and alone.experts is not one.experts
+    assert one(features).shape == alone(features).shape == (2, 4, 20)
     assert not any(key.startswith("_") for key in two.state_dict())
-    both = nn.ModuleList([one, two])
-    assert sum(value.numel() for value in both.parameters()) < sum(
-        value.numel() for module in both for value in module.parameters()
-    )
+    count = sum(value.numel() for value in one.experts.parameters())
+    apart = sum(value.numel() for projection in made for value in projection.parameters())
+    assert sum(value.numel() for value in made.parameters()) == apart - count
+    other = MixtureOfExperts(9, 20, **{**SIZES, "depth": 2}, experts="experts")
     with pytest.raises(ConfigError, match="share experts of the sizes"):
-        MixtureOfExperts(9, 20, **{**SIZES, "depth": 2}, experts=one.experts)
-
-
-def test_tags_stand_around_the_slots(features):
-    plain, tagged = make(), make(tags=True)
-    tagged.load_state_dict(plain.state_dict(), strict=False)
-    slots = tagged(features)
-    assert slots.shape == (2, 6, 20) and tagged.num_tokens(7) == 6
-    assert torch.equal(slots[:, 1:-1], plain(features))
-    assert torch.equal(slots[:, [0, -1]], torch.cat([tagged.start, tagged.end], 1).expand(2, -1, -1))
+        other.share(pool)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,18 @@ if TYPE_CHECKING:
     from mmbridge.encoders.imagebind_modules import ImageBindConfig
     from mmbridge.encoders.openclip import OpenClip
     from mmbridge.encoders.timm_backbone import Timm
+    from mmbridge.encoders.universal import UniversalConfig, UniversalEncoder
 
-__all__ = ["Encoder", "ImageBind", "ImageBindConfig", "ImageBindModel", "OpenClip", "Timm"]
+__all__ = [
+    "Encoder",
+    "ImageBind",
+    "ImageBindConfig",
+    "ImageBindModel",
+    "OpenClip",
+    "Timm",
+    "UniversalConfig",
+    "UniversalEncoder",
+]
 
 _FILES = {
     "Encoder": "base",
@@ -19,6 +29,8 @@ _FILES = {
     "ImageBindModel": "imagebind",
     "OpenClip": "openclip",
     "Timm": "timm_backbone",
+    "UniversalConfig": "universal",
+    "UniversalEncoder": "universal",
 }
 
 

@@ -47,10 +47,9 @@ class MixtureOfExperts(InputProjection):
         router: "tokens", "features" or "constant".
         normalize: "softmax" or "sigmoid".
         top_k: Experts with a weight, for every slot; the others' is 0. None for all.
-        tags: Whether a learned slot stands before the others and one after them, as in the published sequences.
-        experts: Experts of another projection, to be shared; None for own ones.
+        experts: Name under which projections of one bridge share their experts, as all published ones do; None for own ones.
 
-    Shape: (B, T, dim_in) -> (B, num_tokens, dim_out), two slots more with tags, for any T >= 1.
+    Shape: (B, T, dim_in) -> (B, num_tokens, dim_out), for any T >= 1.
 
     Raises:
         ConfigError: A size that is not a positive integer, heads that do not divide the width, an unknown router.
@@ -63,6 +62,8 @@ class MixtureOfExperts(InputProjection):
         >>> mixture.weights(torch.randn(2, 9, 24)).shape  # of every slot and expert
         torch.Size([1, 4, 3])
     """
+
+    experts: "Experts"
 
     def __init__(
         self,
@@ -78,8 +79,7 @@ class MixtureOfExperts(InputProjection):
         router: Literal["tokens", "features", "constant"] = "tokens",
         normalize: Literal["softmax", "sigmoid"] = "softmax",
         top_k: int | None = None,
-        tags: bool = False,
-        experts: "Experts | None" = None,
+        experts: str | None = None,
     ):
         super().__init__()
         if dim_feedforward is None:
@@ -94,29 +94,47 @@ class MixtureOfExperts(InputProjection):
         if top_k is not None and not 1 <= top_k <= num_experts:
             raise ConfigError(f"projection {self.name!r} got top_k={top_k}, which is not in 1..{num_experts}.")
         sizes = (num_experts, depth, dim_hidden, num_heads, dim_feedforward)
-        if experts is not None and experts.sizes != sizes:
-            raise ConfigError(
-                f"projection {self.name!r} is to share experts of the sizes {experts.sizes} (number, depth, width, heads, "
-                f"feed-forward), but is of the sizes {sizes}; make them equal."
-            )
         self.tokens_out, self.dim_hidden, self.num_experts = num_tokens, dim_hidden, num_experts
-        self.router_kind, self.normalize, self.top_k, self.tags = router, normalize, top_k, tags
-        self._sizes_of_experts, self._shared = sizes, (experts,)  # a tuple, so that torch sees them once
+        self.router_kind, self.normalize, self.top_k = router, normalize, top_k
+        self._sizes_of_experts, self._shared_as = sizes, experts
+        self._pool: dict[str, Experts] = {}  # a plain dict, so that torch sees them once
         self._build_if_given(dim_in=dim_in, dim_out=dim_out)
 
     def num_tokens(self, tokens_in: int) -> int:
-        return self.tokens_out + 2 * self.tags
+        return self.tokens_out
+
+    def share(self, pool: dict[str, "Experts"]) -> None:
+        """Take part in sharing: the first projection of a name gives its experts, the others take them.
+
+        Args:
+            pool: Experts by name; those of this projection's name are added if they are not there.
+
+        Raises:
+            ConfigError: The experts of that name have other sizes.
+        """
+        self._pool = pool
+        if self.is_built:
+            self.experts = self._find_experts(self.experts)
+
+    def _find_experts(self, own: "Experts | None" = None) -> "Experts":
+        if self._shared_as is None or self._shared_as not in self._pool:
+            own = own or Experts(*self._sizes_of_experts)
+            return own if self._shared_as is None else self._pool.setdefault(self._shared_as, own)
+        found = self._pool[self._shared_as]
+        if found.sizes != self._sizes_of_experts:
+            raise ConfigError(
+                f"projection {self.name!r} is to share experts of the sizes {found.sizes} (number, depth, width, heads, "
+                f"feed-forward), but is of the sizes {self._sizes_of_experts}; make them equal."
+            )
+        return found
 
     def _create(self, dim_in: int, dim_out: int) -> None:
         self.project_in = nn.Sequential(nn.Linear(dim_in, self.dim_hidden), nn.LayerNorm(self.dim_hidden))
         self.tokens = nn.Parameter(torch.randn(1, self.tokens_out, self.dim_hidden) * 0.02)
         if self.router_kind != "constant":
             self.router = feed_forward(self.dim_hidden, 4 * self.dim_hidden, self.num_experts)
-        self.experts = self._shared[0] or Experts(*self._sizes_of_experts)
+        self.experts = self._find_experts()
         self.project_out = nn.Sequential(nn.Linear(self.dim_hidden, dim_out), nn.LayerNorm(dim_out))
-        if self.tags:
-            self.start = nn.Parameter(torch.randn(1, 1, dim_out) * 0.02)
-            self.end = nn.Parameter(torch.randn(1, 1, dim_out) * 0.02)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return how much each slot takes of each expert: (1, num_tokens, num_experts), (B, ...) of a router that reads features.
@@ -147,10 +165,7 @@ class MixtureOfExperts(InputProjection):
         both = torch.cat([self.tokens.expand(len(x), -1, -1), features], dim=1)
         states = self.experts(both, self.tokens_out)  # (K, B, num_tokens, dim_hidden)
         mixed = torch.einsum("kbnd,bnk->bnd", states, self._route(features).expand(len(x), -1, -1))
-        slots: Tensor = self.project_out(mixed)
-        if self.tags:
-            slots = torch.cat([self.start.expand(len(x), -1, -1), slots, self.end.expand(len(x), -1, -1)], dim=1)
-        return slots
+        return self.project_out(mixed)
 
 
 class Experts(nn.Module):

@@ -1,0 +1,264 @@
+"""How the universal encoder cuts each kind of raw input into tokens, with learned positions.
+
+Source: Han et al., "OneLLM: One Framework to Align All Modalities with Language", arXiv 2312.03700, section 3.1.
+
+Positions are learned for the length that a tokenizer was trained with, and interpolated for any other.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmbridge.encoders.imagebind_modules import CLIP_MEAN, CLIP_STD
+from mmbridge.errors import ConfigError, ShapeError
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """Pictures in patches; a video is so many frames, each the first of a clip, in ``video_crops`` crops."""
+
+    patch: int = 14
+    image_size: int = 224
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    video_clips: int = 5
+    video_seconds: float = 1.0
+    video_crops: int = 3
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches down and across."""
+        return (self.image_size // self.patch,) * 2
+
+
+@dataclass(frozen=True)
+class AudioSizes:
+    """Log-mel spectrograms in overlapping square patches; ``seconds`` of sound fill ``frames`` of 25 ms every 10 ms."""
+
+    patch: int = 16
+    stride: int = 10
+    mel_bins: int = 128
+    frames: int = 1024
+    sample_rate: int = 16000
+    seconds: float = 10.255
+    mean: float = -4.2677393
+    std: float = 9.1379948
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches over frequency and over time."""
+        return tuple((size - self.patch) // self.stride + 1 for size in (self.mel_bins, self.frames))
+
+
+@dataclass(frozen=True)
+class PointSizes:
+    """Clouds of points as ``groups`` groups of ``neighbours`` points; a point has a position and a colour."""
+
+    groups: int = 1024
+    neighbours: int = 32
+    channels: int = 6
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Groups."""
+        return (self.groups,)
+
+
+@dataclass(frozen=True)
+class ImuSizes:
+    """Motion-sensor readings in windows of ``kernel`` steps, one at every step."""
+
+    kernel: int = 10
+    steps: int = 400
+    channels: int = 6
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Windows."""
+        return (self.steps - self.kernel + 1,)
+
+
+@dataclass(frozen=True)
+class FmriSizes:
+    """Brain activity, all voxels read by each token."""
+
+    voxels: int = 15724
+    tokens: int = 8
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens."""
+        return (self.tokens,)
+
+
+class Tokenizer(nn.Module):
+    """Raw inputs to a class token and tokens, with positions: (B, ...) -> (B, 1 + T, dim).
+
+    A subclass gives ``tokenize``, which returns tokens (B, T, dim) and the grid they lie on.
+    """
+
+    def __init__(self, grid: tuple[int, ...], dim: int):
+        super().__init__()
+        if min(grid) < 1:
+            raise ConfigError(f"{type(self).__name__} would make {grid} tokens; let windows be no larger than inputs.")
+        self.grid = grid
+        self.positions = nn.Parameter(torch.empty(1 + math.prod(grid), dim))
+
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return tokens without positions, and their grid."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, class_embedding: Tensor) -> Tensor:
+        """Return the sequence that a transformer takes.
+
+        Args:
+            x: (B, ...).
+            class_embedding: (dim,).
+
+        Raises:
+            ShapeError: An input of another kind, or smaller than a window.
+        """
+        tokens, grid = self.tokenize(x)
+        return torch.cat([class_embedding.expand(len(x), 1, -1), tokens], dim=1) + self._positions_of(grid)
+
+    def _positions_of(self, grid: tuple[int, ...]) -> Tensor:
+        if grid == self.grid:
+            return self.positions
+        table = self.positions[1:].float().T.unflatten(1, self.grid).unsqueeze(0)  # (1, dim, *grid)
+        resized = F.interpolate(table, grid, mode="bicubic" if len(grid) == 2 else "linear")
+        return torch.cat([self.positions[:1], resized[0].flatten(1).T.to(self.positions.dtype)])
+
+
+class PatchTokenizer(Tokenizer):
+    """Square patches of a map by a convolution, rows first. Shape: (B, channels, H, W) -> (B, 1 + T, dim)."""
+
+    def __init__(self, sizes: ImageSizes | AudioSizes, dim: int):
+        super().__init__(sizes.grid, dim)
+        if isinstance(sizes, ImageSizes):
+            self.projection = nn.Conv2d(3, dim, sizes.patch, stride=sizes.patch, bias=False)
+        else:
+            self.projection = nn.Conv2d(1, dim, sizes.patch, stride=sizes.stride)
+
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return one token per patch."""
+        channels, size = self.projection.in_channels, self.projection.kernel_size[0]
+        if x.shape[1] != channels or min(x.shape[2:]) < size:
+            raise ShapeError(f"maps are (B, {channels}, at least {size}, at least {size}), not {tuple(x.shape)}.")
+        patches = self.projection(x)
+        return patches.flatten(2).transpose(1, 2), tuple(patches.shape[2:])
+
+
+class PointTokenizer(Tokenizer):
+    """Groups of neighbouring points: each point is mapped, each group takes the largest values.
+
+    Shape: (B, N, channels) -> (B, 1 + groups, dim).
+
+    Args:
+        sizes: How many groups of how many points.
+        dim: Width.
+        coordinates: Channels between which distances are measured.
+    """
+
+    def __init__(self, sizes: PointSizes, dim: int, coordinates: tuple[int, ...] = (0, 1, 2)):
+        super().__init__(sizes.grid, dim)
+        if not coordinates or not set(coordinates) <= set(range(sizes.channels)):
+            raise ConfigError(f"coordinates={coordinates} are not channels of points, 0 to {sizes.channels - 1}.")
+        self.neighbours, self.coordinates = sizes.neighbours, list(coordinates)
+        self.projection = nn.Conv2d(sizes.channels, dim, 1)
+
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return one token per group."""
+        channels = self.projection.in_channels
+        if x.shape[2] != channels or x.shape[1] == 0:
+            raise ShapeError(f"clouds are (B, at least 1 point, {channels}), not {tuple(x.shape)}.")
+        places = x[..., self.coordinates].float()
+        rows = torch.arange(len(x), device=x.device).unsqueeze(1)
+        centres = farthest_points(places, min(self.grid[0], x.shape[1]))  # (B, G)
+        groups = nearest_points(places, places[rows, centres], min(self.neighbours, x.shape[1]))  # (B, G, K)
+        features = self.projection(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)  # (B, N, dim)
+        members = (features[rows, groups[..., place]] for place in range(groups.shape[2]))
+        return functools.reduce(torch.maximum, members), (centres.shape[1],)
+
+
+class ImuTokenizer(Tokenizer):
+    """Windows of readings by a convolution. Shape: (B, channels, steps) -> (B, 1 + T, dim)."""
+
+    def __init__(self, sizes: ImuSizes, dim: int):
+        super().__init__(sizes.grid, dim)
+        self.projection = nn.Conv1d(sizes.channels, dim, sizes.kernel, bias=False)
+
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return one token per window."""
+        channels, kernel = self.projection.in_channels, self.projection.kernel_size[0]
+        if x.shape[1] != channels or x.shape[2] < kernel:
+            raise ShapeError(f"readings are (B, {channels}, at least {kernel}), not {tuple(x.shape)}.")
+        windows = self.projection(x)
+        return windows.transpose(1, 2), (windows.shape[2],)
+
+
+class FmriTokenizer(Tokenizer):
+    """All voxels to a few tokens by one linear map, channels outermost. Shape: (B, voxels) -> (B, 1 + T, dim)."""
+
+    def __init__(self, sizes: FmriSizes, dim: int):
+        super().__init__(sizes.grid, dim)
+        self.projection = nn.Linear(sizes.voxels, dim * sizes.tokens)
+
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the tokens."""
+        voxels = self.projection.in_features
+        if x.shape[1:].numel() != voxels:
+            raise ShapeError(f"brain activity is (B, {voxels}) or (B, 1, {voxels}), not {tuple(x.shape)}.")
+        return self.projection(x.flatten(1)).unflatten(1, (-1, *self.grid)).transpose(1, 2), self.grid
+
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "image": (ImageSizes, PatchTokenizer),
+    "audio": (AudioSizes, PatchTokenizer),
+    "pointcloud": (PointSizes, PointTokenizer),
+    "imu": (ImuSizes, ImuTokenizer),
+    "fmri": (FmriSizes, FmriTokenizer),
+}
+"""Sizes and module of each tokenizer; videos, depth and normal maps are cut as pictures are."""
+
+
+def farthest_points(x: Tensor, count: int) -> Tensor:
+    """Choose points that lie far apart: each next one is the farthest from all chosen (arXiv 1706.02413, section 3.2).
+
+    Args:
+        x: Points (B, N, C).
+        count: How many, at most N.
+
+    Returns:
+        Indices (B, count); the first is 0, and of equally far points the lowest index is taken.
+    """
+    rows = torch.arange(len(x), device=x.device)
+    chosen = torch.zeros(len(x), count, dtype=torch.long, device=x.device)
+    distance = x.new_full(x.shape[:2], math.inf)
+    for step in range(1, count):
+        latest = x[rows, chosen[:, step - 1]].unsqueeze(1)
+        distance = torch.minimum(distance, (x - latest).square().sum(-1))
+        chosen[:, step] = distance.argmax(1)
+    return chosen
+
+
+def nearest_points(x: Tensor, centres: Tensor, count: int) -> Tensor:
+    """Find the nearest points of each centre, in the order of their distance.
+
+    Args:
+        x: Points (B, N, C).
+        centres: (B, G, C).
+        count: How many, at most N.
+
+    Returns:
+        Indices (B, G, count); of equally near points the lowest indices are taken.
+    """
+    found = []
+    for cloud, middle in zip(x, centres, strict=True):  # one by one: all distances of a batch would fill the memory
+        distance = (middle.unsqueeze(1) - cloud).square().sum(-1)  # (G, N)
+        found.append(distance.sort(dim=1, stable=True).indices[:, :count])
+    return torch.stack(found)

@@ -1,0 +1,293 @@
+"""OneLLM's universal encoder: one frozen CLIP transformer that reads every modality through a tokenizer of its own.
+
+Source: Han et al., "OneLLM: One Framework to Align All Modalities with Language", arXiv 2312.03700, section 3.1; the
+transformer is that of Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mmbridge import hub
+from mmbridge.encoders.base import Encoder, is_planning, load_strict
+from mmbridge.encoders.imagebind_modules import Attention, initialise
+from mmbridge.encoders.tokenizers import KINDS, AudioSizes, FmriSizes, ImageSizes, ImuSizes, PointSizes, Tokenizer
+from mmbridge.errors import CheckpointError, ConfigError, ShapeError
+from mmbridge.registry import encoders as registry
+from mmbridge.registry import suggest
+from mmbridge.specs import AudioInput, ImageInput, TokenSpec, VideoInput
+
+register = registry.register
+
+TOKENIZERS = {
+    "image": "image",
+    "video": "image",
+    "depth": "image",
+    "normal": "image",
+    "audio": "audio",
+    "pointcloud": "pointcloud",
+    "imu": "imu",
+    "fmri": "fmri",
+}
+"""The tokenizer of each modality."""
+
+_SHAPES = {
+    "image": ("(B, 3, H, W)", (4,)),
+    "video": ("(B, frames, 3, H, W) or (B, clips, 3, frames, H, W)", (5, 6)),
+    "depth": ("the picture and its map, (B, 2, 3, H, W)", (5,)),
+    "normal": ("the picture and its map, (B, 2, 3, H, W)", (5,)),
+    "audio": ("(B, 1, mel bins, frames) or (B, clips, 1, mel bins, frames)", (4, 5)),
+    "pointcloud": ("(B, points, channels)", (3,)),
+    "imu": ("(B, channels, steps)", (3,)),
+    "fmri": ("(B, voxels) or (B, 1, voxels)", (2, 3)),
+}
+_shared: WeakValueDictionary[tuple[object, ...], "Transformer"] = WeakValueDictionary()
+
+
+class QuickGELU(nn.Module):
+    """The GELU approximation that OpenAI's CLIP was trained with: x sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of each number."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+@dataclass(frozen=True)
+class UniversalConfig:
+    """Sizes of the transformer and of the tokenizers; one that is None does not exist.
+
+    Raises:
+        ConfigError: Heads that do not divide the width, or an unknown activation.
+    """
+
+    dim: int = 1024
+    depth: int = 24
+    heads: int = 16
+    dim_feedforward: int = 4096
+    activation: str = "quick_gelu"
+    image: ImageSizes | None = None
+    audio: AudioSizes | None = None
+    pointcloud: PointSizes | None = None
+    imu: ImuSizes | None = None
+    fmri: FmriSizes | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.dim % self.heads:
+            raise ConfigError(f"a universal encoder of width {self.dim} can't have heads={self.heads}; take a divisor.")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"the universal encoder has no activation {self.activation!r}{suggest(self.activation, list(ACTIVATIONS))}"
+            )
+
+    @classmethod
+    def published(cls) -> "UniversalConfig":
+        """Return the sizes of OneLLM-7B's encoder: CLIP ViT-L/14 with all tokenizers."""
+        return cls(**{name: sizes() for name, (sizes, _) in KINDS.items()})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "UniversalConfig":
+        """Build from nested plain data, the inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: An unknown key, named with close matches.
+        """
+        inner = {
+            name: _from_dict(KINDS[name][0], sizes, f"{name}.")
+            for name, sizes in values.items()
+            if name in KINDS and isinstance(sizes, dict)
+        }
+        return _from_dict(cls, {**values, **inner}, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain data for JSON; absent tokenizers are left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def _from_dict(kind: Any, values: dict[str, Any], path: str) -> Any:
+    known = [field.name for field in fields(kind)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"a universal encoder's configuration has no key {path + key!r}{suggest(key, known)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. Shape: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: UniversalConfig):
+        super().__init__()
+        dim, inner = config.dim, config.dim_feedforward
+        self.norm_attention = nn.LayerNorm(dim)
+        self.attention = Attention(dim, config.heads, bias_kv=False, causal=False)
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(dim, inner), act=ACTIVATIONS[config.activation](), fc2=nn.Linear(inner, dim))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the refined sequence."""
+        x = x + self.attention(self.norm_attention(x))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Transformer(nn.Module):
+    """CLIP's picture transformer without patches and without its last projection. Shape: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: UniversalConfig):
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.empty(config.dim))
+        self.norm_in = nn.LayerNorm(config.dim)
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.depth)))
+        self.norm_out = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return all tokens after the last norm."""
+        return self.norm_out(self.blocks(self.norm_in(x)))
+
+
+TINY = {
+    "modality": "image",
+    "config": {"dim": 16, "depth": 2, "heads": 2, "dim_feedforward": 32, "image": {"patch": 8, "image_size": 16}},
+}
+
+
+@register("universal", tiny=TINY)
+class UniversalEncoder(Encoder):
+    """A frozen CLIP transformer over the tokens of one modality; the class token is the first of those it gives.
+
+    Frames of a video, clips of a sound, and a picture with its depth or normal map are encoded one by one and averaged.
+    Encoders of several modalities that read the same weights have one transformer in memory.
+
+    Args:
+        modality: "image", "video", "audio", "depth", "normal", "pointcloud", "imu" or "fmri".
+        weights: Folder or hub id with ``config.json`` and ``model.safetensors``; None for random weights of ``config``.
+        config: Sizes; None to take those beside the weights.
+        coordinates: Channels of a point between which distances are measured when points are grouped. The published
+            code measures them between colours: (3, 4, 5) repeats that.
+
+    Shape: (B, ...) -> (B, 1 + T, D).
+
+    Raises:
+        ConfigError: Unknown modality or size, or neither weights nor config.
+        CheckpointError: Weights that can't be read or don't fit.
+    """
+
+    def __init__(
+        self,
+        modality: str,
+        weights: str | Path | None = None,
+        config: UniversalConfig | dict[str, Any] | None = None,
+        coordinates: Sequence[int] = (0, 1, 2),
+    ):
+        super().__init__()
+        if modality not in TOKENIZERS:
+            raise ConfigError(
+                f"the universal encoder has no modality {modality!r}{suggest(modality, list(TOKENIZERS))}"
+            )
+        sizes = UniversalConfig.from_dict(config) if isinstance(config, dict) else config
+        if weights is None and sizes is None:
+            raise ConfigError(
+                "the universal encoder needs weights (a folder or a hub id) or, for random weights, a config; pass one of them."
+            )
+        folder = None if weights is None else (hub.resolve_config if is_planning() else hub.resolve)(weights)
+        if folder is not None:
+            self.source = str(weights)
+            sizes = sizes or UniversalConfig.from_dict(hub.read_json(folder / "config.json"))
+        assert sizes is not None
+        self.modality, self.kind, self.sizes = modality, TOKENIZERS[modality], sizes
+        self.own = getattr(sizes, self.kind)
+        if self.own is None:
+            raise ConfigError(
+                f"this universal encoder has no tokenizer {self.kind!r}, which reads {modality!r}; it has "
+                f"{', '.join(name for name in KINDS if getattr(sizes, name) is not None) or 'none'}."
+            )
+        self.options = {"activation": sizes.activation, "heads": sizes.heads}
+        if modality == "pointcloud":
+            self.options |= {"coordinates": tuple(coordinates), "neighbours": self.own.neighbours}
+        elif modality == "audio":
+            self.options |= {"stride": self.own.stride}
+        self._create(folder, tuple(coordinates))
+        self.freeze()
+
+    def _create(self, folder: Path | None, coordinates: tuple[int, ...]) -> None:
+        given = (coordinates,) if self.modality == "pointcloud" else ()
+        if folder is None:
+            self.transformer, self.tokenizer = Transformer(self.sizes), self._tokenizer(*given)
+            initialise(self)
+            return
+        with torch.device("meta"):
+            self.tokenizer, transformer = self._tokenizer(*given), Transformer(self.sizes)
+        key: tuple[object, ...] = (folder.resolve(), self.sizes)
+        if not is_planning():
+            self.file, self.licence = folder / "model.safetensors", hub.licence_of(folder)
+            self._load(self.tokenizer, f"tokenizers.{self.kind}.")
+            status = self.file.stat()
+            key = (*key, status.st_mtime_ns, status.st_size)
+        present = _shared.get(key)
+        if present is None:
+            if not is_planning():
+                self._load(transformer, "transformer.")
+            present = _shared[key] = transformer
+        self.transformer = present
+
+    def _tokenizer(self, *given: Any) -> Tokenizer:
+        return KINDS[self.kind][1](self.own, self.sizes.dim, *given)
+
+    def _load(self, module: nn.Module, prefix: str) -> None:
+        try:
+            with safe_open(self.file, framework="pt") as stream:
+                state = {
+                    name.removeprefix(prefix): stream.get_tensor(name)
+                    for name in stream.keys()  # noqa: SIM118
+                    if name.startswith(prefix)
+                }
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.file} can't be read as safetensors ({error}); replace it.") from error
+        load_strict(module, state, f"universal encoder weights {self.file}, {prefix}*,")
+
+    @property
+    def spec(self) -> TokenSpec:
+        """Tokens of one medium of the usual length, the class token among them, and their width."""
+        return TokenSpec(len(self.tokenizer.positions), self.sizes.dim)
+
+    @property
+    def input(self) -> ImageInput | AudioInput | VideoInput | None:
+        """What ``prepare`` makes; None for maps, points, motion and brain activity, which are given as tensors."""
+        own = self.own
+        match self.modality:
+            case "image":
+                return ImageInput(own.image_size, own.mean, own.std)
+            case "video":
+                return VideoInput(
+                    own.image_size, own.mean, own.std,
+                    clips=own.video_clips, frames=1, seconds=own.video_seconds, crops=own.video_crops,
+                )  # fmt: skip
+            case "audio":
+                return AudioInput(own.sample_rate, own.mel_bins, own.frames, 1, own.seconds, own.mean, own.std)
+        return None
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the tokens of a batch.
+
+        Raises:
+            ShapeError: The batch is of another shape.
+        """
+        accepted, axes = _SHAPES[self.modality]
+        paired = self.modality in ("depth", "normal")
+        if x.ndim not in axes or (paired and x.shape[1] != 2):
+            raise ShapeError(f"the universal encoder's {self.modality!r} is {accepted}, not {tuple(x.shape)}.")
+        if self.modality == "video" and x.ndim == 6:
+            x = x.transpose(2, 3).flatten(1, 2)  # clips and their frames -> frames
+        frames = x if x.ndim == 5 else x.unsqueeze(1)  # (B, frames or clips, ...)
+        tokens = self.transformer(self.tokenizer(frames.flatten(0, 1), self.transformer.class_embedding))
+        return tokens.unflatten(0, frames.shape[:2]).mean(1)
