@@ -328,16 +328,7 @@ class Bridge(nn.Module):
                 save_file({key: value.detach().cpu().contiguous() for key, value in parameters.items()}, file)
                 count = sum(value.numel() for value in parameters.values())
                 entries[name] = {"sha256": hub.file_sha256(file), "parameters": count}
-            hub.write_json(draft / "config.json", config)
-            manifest = {
-                "format": 1,
-                "mmbridge": __version__,
-                "parts": entries,
-                "frozen": frozen,
-                "lineage": self.lineage,
-            }
-            hub.write_json(draft / "manifest.json", manifest)
-            (draft / "README.md").write_text(card(manifest), encoding="utf-8")
+            write_facts(draft, config, entries, frozen, lineage=self.lineage)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
@@ -348,7 +339,7 @@ class Bridge(nn.Module):
         """
         folder = find_bridge(source)
         manifest = hub.read_json(folder / "manifest.json")
-        bridge = cls.from_config(hub.read_json(folder / "config.json"))
+        bridge = cls.from_config(localised(hub.read_json(folder / "config.json"), folder))
         bridge.load_parts(source)
         present = bridge.frozen()
         for name, entry in manifest["frozen"].items():
@@ -421,6 +412,24 @@ def find_bridge(source: str | Path) -> Path:
     return inside if (inside / "manifest.json").is_file() and not (folder / "manifest.json").exists() else folder
 
 
+def localised(config: Any, folder: Path) -> Any:
+    """Return a saved configuration with the sources that lie inside its folder ("./...") as whole paths."""
+    if isinstance(config, dict):
+        return {key: localised(value, folder) for key, value in config.items()}
+    inside = isinstance(config, str) and config.startswith("./") and (folder / config).exists()
+    return str(folder / config) if inside else config
+
+
+def write_facts(
+    folder: Path, config: Mapping[str, Any], parts: Mapping[str, Any], frozen: Mapping[str, Any], **more: Any
+) -> None:
+    """Write what stands beside the parts of a saved bridge: configuration, manifest (with ``more`` in it) and card."""
+    manifest = {"format": 1, "mmbridge": __version__, "parts": parts, "frozen": frozen, **more}
+    hub.write_json(folder / "config.json", config)
+    hub.write_json(folder / "manifest.json", manifest)
+    (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+
+
 def load_part(part: MediumPart, root: str | Path | None) -> Any:
     """Load a part's medium; None where it has only a caption."""
     source = part.data if part.data is not None else part.path
@@ -487,9 +496,11 @@ def card(manifest: Mapping[str, Any]) -> str:
         for name, entry in manifest["frozen"].items()
     ]
     lines += ["", f"The frozen parts' licences hold for what it makes: {', '.join(licences)}.", ""]
-    for stage in manifest["lineage"]:
+    if "converted" in manifest:
+        lines += [f"Converted from {manifest['converted']['system']}. {manifest['converted']['licence']}.", ""]
+    for stage in manifest.get("lineage", []):
         lines.append(f"- {stage.get('stage')}: {stage.get('steps')} steps, from {stage.get('parent') or 'nothing'}")
     return "\n".join(lines) + "\n"
 
 
-__all__ = ["Bridge", "MMBridgeError", "Store", "card", "create_part", "load_part", "part_config"]
+__all__ = ["Bridge", "MMBridgeError", "Store", "card", "create_part", "load_part", "localised", "part_config", "write_facts"]
