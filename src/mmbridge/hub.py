@@ -13,12 +13,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
+from mmbridge import __version__
 from mmbridge.errors import CheckpointError
 
 SHIPPED = "mmbridge/"
@@ -262,3 +263,40 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing; the folder is incomplete or not a checkpoint.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from a good copy.") from None
+
+
+def localised(config: Any, folder: Path) -> Any:
+    """Return a saved configuration with the sources that lie inside its folder ("./...") as whole paths."""
+    if isinstance(config, dict):
+        return {key: localised(value, folder) for key, value in config.items()}
+    inside = isinstance(config, str) and config.startswith("./") and (folder / config).exists()
+    return str(folder / config) if inside else config
+
+
+def write_facts(
+    folder: Path, config: Mapping[str, Any], parts: Mapping[str, Any], frozen: Mapping[str, Any], **more: Any
+) -> None:
+    """Write what stands beside the parts of a saved bridge: configuration, manifest (with ``more`` in it) and card."""
+    manifest = {"format": 1, "mmbridge": __version__, "parts": parts, "frozen": frozen, **more}
+    write_json(folder / "config.json", config)
+    write_json(folder / "manifest.json", manifest)
+    (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+
+
+def card(manifest: Mapping[str, Any]) -> str:
+    """Return the model card of a saved bridge."""
+    licences = sorted({entry.get("licence") or "unknown" for entry in manifest["frozen"].values()})
+    lines = ["---", "library_name: mmbridge", "pipeline_tag: any-to-any", "---", "", "# A bridge", ""]
+    lines += ["| trained part | parameters |", "|---|---|"]
+    lines += [f"| {name} | {entry['parameters']:,} |" for name, entry in manifest["parts"].items()]
+    lines += ["", "| frozen part | weights | licence |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {entry.get('source') or entry.get('weights')} | {entry.get('licence')} |"
+        for name, entry in manifest["frozen"].items()
+    ]
+    lines += ["", f"The frozen parts' licences hold for what it makes: {', '.join(licences)}.", ""]
+    if "converted" in manifest:
+        lines += [f"Converted from {manifest['converted']['system']}. {manifest['converted']['licence']}.", ""]
+    for stage in manifest.get("lineage", []):
+        lines.append(f"- {stage.get('stage')}: {stage.get('steps')} steps, from {stage.get('parent') or 'nothing'}")
+    return "\n".join(lines) + "\n"

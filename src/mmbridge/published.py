@@ -1,11 +1,12 @@
 """Published weights to folders of this library and back, and folders that were converted checked.
 
 The layouts themselves are `mmbridge.conversion`'s: for each system a module with ``keymap(state)`` and, where the result is a
-bridge, ``bridge_config(state, base)``; optionally ``configs(state, folder)`` for parts that are models of their own,
-``compare_words(state, base)`` and ``export(parts, base, dtype)``.
+bridge, ``bridge_config(state, base)``; optionally ``base_configs(state)`` for parts that are models of their own,
+``compare_words(state, base)``, and ``export(parts)`` or ``export(parts, base)``.
 """
 
 import importlib
+import inspect
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmbridge import __version__, hub, media, registry
-from mmbridge.bridge import Bridge, create_part, find_bridge, localised, write_facts
+from mmbridge.bridge import Bridge, create_part, find_bridge
 from mmbridge.conversion import imagebind, probe
 from mmbridge.conversion.files import (
     DTYPES,
@@ -85,7 +86,10 @@ def convert(
     inside = {name.removeprefix(_BASE): f"./{_place(name).parent}" for name in own}
     config = _with_base(module, state, inside, base) if hasattr(module, "bridge_config") else None
     places = state.source if state.source.is_dir() else state.source.parent
-    models = module.configs(state.meta, places) if hasattr(module, "configs") else {}
+    if module is imagebind:
+        models = imagebind.base_configs(state.meta, places)
+    else:
+        models = module.base_configs(state.meta) if hasattr(module, "base_configs") else {}
     facts = keymap.report()
     if config is not None and hasattr(module, "compare_words") and base is not None:
         found = hub.find_local(config["backbone"]["source"])
@@ -128,7 +132,7 @@ def convert(
                 f"Converted from {system}. {origin['licence']}.\n", encoding="utf-8"
             )
         else:
-            write_facts(draft.folder, config, entries, _frozen(config), lineage=[], converted=origin)
+            hub.write_facts(draft.folder, config, entries, _frozen(config), lineage=[], converted=origin)
         _store_checks(draft.folder)
 
 
@@ -148,16 +152,21 @@ def export(
         CheckpointError: A bridge that the layout can't hold, or a target that exists.
         ConfigError: A system without such a layout.
     """
-    target, module = Path(target), _system(system)
+    target, module, cast = Path(target), _system(system), _dtype(dtype)
     if not hasattr(module, "export"):
         raise ConfigError(f"there is no way back to {system}; take nextgpt or onellm.")
     refuse_existing(target)
     folder = find_bridge(source)
-    config = localised(hub.read_json(folder / "config.json"), folder)
+    config = hub.localised(hub.read_json(folder / "config.json"), folder)
     parts = {name: Checkpoint(folder / _place(name)) for name in hub.read_json(folder / "manifest.json")["parts"]}
-    place = base if base is not None else hub.find_local(config["backbone"]["source"])
-    words: Mapping[str, Tensor] = Checkpoint(place) if place is not None else {}
-    state = {name: tensor.contiguous() for name, tensor in module.export(parts, words, _dtype(dtype)).items()}
+    words: tuple[Mapping[str, Tensor], ...] = ()
+    if "base" in inspect.signature(module.export).parameters:
+        place = base if base is not None else hub.find_local(config["backbone"]["source"])
+        words = (Checkpoint(place) if place is not None else {},)
+    state = {
+        name: (tensor.to(cast) if cast and tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in module.export(parts, *words).items()
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     half = target.with_name(f".{target.name}.half")
     try:
@@ -247,25 +256,31 @@ class _Modules:
     def __init__(self, folder: Path, manifest: Mapping[str, Any]):
         self.folder, self.why = folder, ""
         self.config = hub.read_json(folder / "config.json")
-        self.parts: dict[str, nn.Module | Mapping[str, Tensor]] = {}
+        self.parts: dict[str, Mapping[str, Tensor]] = {}
+        self.modules: dict[str, nn.Module] = {}
         self.towers: tuple[str, ...] = ()
         if "backbone" not in self.config:
             with torch.device("meta"):
                 model = ImageBindModel(read_config(folder))
-            self.parts["model"], self.towers = model, model.towers
+            self.parts["model"], self.towers = model.state_dict(), model.towers
             return
         try:
             with torch.device("meta"):
-                bridge = Bridge.from_config(localised(self.config, folder))
+                bridge = Bridge.from_config(hub.localised(self.config, folder))
         except CheckpointError as error:
             self.why = f"a frozen model is missing ({str(error).partition(';')[0]})"
             self._projections(manifest["parts"])
             return
-        for side, ways in (("inputs", bridge.inputs), ("outputs", bridge.outputs)):
-            for modality, way in ways.items():
-                self.parts |= {f"{side}.{modality}.{name}": part for name, part in way.trainable().items()}
-        if bridge.backbone.adapters:
-            self.parts["backbone.lora"] = bridge.backbone.adapters
+        self.parts = bridge.parts()
+        self.modules = {
+            f"{side}.{modality}.{name}": part
+            for side, ways in (("inputs", bridge.inputs), ("outputs", bridge.outputs))
+            for modality, way in ways.items()
+            for name, part in way.trainable().items()
+        }
+        if self.config["backbone"]["source"].startswith("./base/") and not bridge.backbone.adapters:
+            name = _BASE + self.config["backbone"]["source"].rpartition("/")[2]
+            self.parts[name] = bridge.backbone.model.state_dict()
 
     def _projections(self, entries: Mapping[str, Any]) -> None:
         """Build the projections alone, of the sizes that the manifest tells."""
@@ -275,49 +290,46 @@ class _Modules:
             if last == "projection" and "sizes" in entry:
                 with torch.device("meta"):
                     part = create_part(registry.projections, self.config[side][modality]["projection"])
-                    self.parts[name] = part.build(**entry["sizes"])
+                    self.modules[name] = part.build(**entry["sizes"])
+                self.parts[name] = dict(part.named_parameters())
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]] | None:
         """Return names and shapes that a part must have, None where that is not known."""
         part = self.parts.get(name)
-        if part is None:
-            return None
-        tensors = (
-            part.state_dict()
-            if name == "model"
-            else dict(part.named_parameters())
-            if isinstance(part, nn.Module)
-            else part
-        )
-        return {key: tuple(value.shape) for key, value in tensors.items()}
+        return None if part is None else {key: tuple(value.shape) for key, value in part.items()}
 
     def sizes(self, name: str) -> dict[str, int] | None:
         """Return the widths of a projection."""
-        part = self.parts.get(name)
+        part = self.modules.get(name)
         known = {key: getattr(part, key, None) for key in ("dim_in", "dim_out", "num_queries")}
         return {key: size for key, size in known.items() if size is not None} or None
 
     def numbers(self, name: str, state: Mapping[str, Tensor]) -> dict[str, list[float]]:
         """Return a few numbers of what a part's modules make of fixed inputs; none for parts that compute nothing."""
-        part = self.parts.get(name)
         if name == "model":
             return {tower: self._tower(tower, state) for tower in self.towers}
         if name.startswith(_BASE):
             return self._encoders(f"./{_place(name).parent}")
-        if isinstance(part, nn.Module) and (sizes := self.sizes(name)):
-            filled = probe.fill(part, state)
-            return {"projection": probe.numbers(lambda: filled(probe.noise(1, 8, sizes["dim_in"])))}
-        return {}
+        if (sizes := self.sizes(name)) is None:
+            return {}
+        module = self.modules[name].eval()
+        used = {id(value) for value in module.parameters()}
+        tensors = {}  # of this part, and of what it shares with others
+        for other, part in self.parts.items():
+            if own := {key: id(value) for key, value in part.items() if id(value) in used}:
+                source = Checkpoint(self.folder / _place(other))
+                tensors.update({identity: source[key] for key, identity in own.items()})
+        with probe.filled(module, tensors):
+            return {"projection": probe.numbers(lambda: module(probe.noise(1, 8, sizes["dim_in"])))}
 
     def _tower(self, tower: str, state: Mapping[str, Tensor]) -> list[float]:
         config = read_config(self.folder)
         modality = "image" if tower == "vision" else tower
         with torch.device("meta"):
             model = ImageBindModel(config, (modality,))
-        own = {key: state[key] for key in model.state_dict()}
-        probe.fill(model, own)
-        x = imagebind.example(config, tower)
-        return probe.numbers(lambda: model(modality, x))
+        tensors = {id(value): state[key] for key, value in model.state_dict(keep_vars=True).items()}
+        with probe.filled(model.eval(), tensors):
+            return probe.numbers(lambda: model(modality, imagebind.example(config, tower)))
 
     def _encoders(self, place: str) -> dict[str, list[float]]:
         """Run the encoders that read a part of this folder, as a bridge would open them."""
@@ -325,7 +337,7 @@ class _Modules:
         for modality, way in self.config["inputs"].items():
             if place not in way["encoder"].values():
                 continue
-            encoder = create_part(registry.encoders, localised(way["encoder"], self.folder))
+            encoder = create_part(registry.encoders, hub.localised(way["encoder"], self.folder))
             medium = _medium(encoder.input)
             if medium is not None:
                 x = probe.noise(1, *encoder.prepare(medium).shape)

@@ -80,7 +80,7 @@ def keymap(state: Mapping[str, Tensor]) -> KeyMap:
     return KeyMap({"model": {name: Target((name,)) for name in wanted}})
 
 
-def configs(state: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Any]]:
+def base_configs(state: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Any]]:
     """Return the ``config.json`` of the part ``model``: sizes read from the tensors.
 
     What leaves no trace in them (attention heads, how a sound is laid out) is taken from a ``config.json`` of this

@@ -5,7 +5,8 @@ torch. Hashes tell whether weights changed; these tell whether what is done with
 activation or normalisation.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-
-from mmbridge.errors import CheckpointError
 
 TOLERANCE = 1e-3
 """Largest difference between stored and computed numbers, relative to the largest stored one."""
@@ -38,19 +37,23 @@ def noise(*shape: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(20240611).standard_normal(shape).astype(np.float32))
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Put tensors in the place of a module's parameters and buffers without copying them; returns it, in evaluation mode.
-
-    Raises:
-        CheckpointError: Names or shapes differ.
-    """
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if wanted != found:
-        name, shape = sorted(set(wanted.items()) ^ set(found.items()))[0]
-        raise CheckpointError(f"names or shapes differ, first at {name} {shape}")
-    module.load_state_dict(dict(tensors), assign=True)
-    return module.eval()
+@contextlib.contextmanager
+def filled(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Put tensors in the place of a module's parameters and buffers, by their ``id``, without copying them, for a while."""
+    places = [
+        (table, name, value)
+        for part in module.modules()
+        for table in (part._parameters, part._buffers)
+        for name, value in table.items()
+        if id(value) in tensors
+    ]
+    try:
+        for table, name, value in places:
+            table[name] = tensors[id(value)]  # type: ignore[assignment]
+        yield
+    finally:
+        for table, name, value in places:
+            table[name] = value  # type: ignore[assignment]
 
 
 @torch.no_grad()

@@ -306,7 +306,9 @@ class ImageBind(Encoder):
             if value not in accepted:
                 raise ConfigError(f"ImageBind's {option} is {value!r} but must be {accepted[0]!r} or {accepted[1]!r}.")
         if modality == "text" and tokens != "pooled":
-            raise ConfigError("ImageBind gives a text one token: pass tokens='pooled', or for text use ImageBindModel.embed.")
+            raise ConfigError(
+                "ImageBind gives a text one token: pass tokens='pooled', or for text use ImageBindModel.embed."
+            )
         sizes = ImageBindConfig.from_dict(config) if isinstance(config, dict) else config
         if weights is not None:
             self.model, self.file = _share(weights, modality, sizes)
