@@ -98,26 +98,35 @@ def convert(
             state.release()
     if report is not None:
         hub.write_json(Path(report), facts)
-    size = sum(
-        value.nbytes for tensors in keymap.parts.values() for value in shapes(tensors, state.meta, cast).values()
-    )
+    planned = {name: shapes(tensors, state.meta, cast) for name, tensors in keymap.parts.items()}
+    size = sum(value.nbytes for tensors in planned.values() for value in tensors.values())
     stamps = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in state.files}
     identity = {"mmbridge": __version__, "system": system, "dtype": dtype, "files": stamps}
     with (
         resumable_folder(target, identity, size) as draft,
         tqdm(total=size, unit="B", unit_scale=True, desc=target.name, disable=None) as bar,
     ):
-        entries = {
-            name: _write(draft, _place(name, config is not None), tensors, state, cast, bar)
-            for name, tensors in keymap.parts.items()
-        }
-        state.release()
+        files = {name: _place(name, config is not None) for name in keymap.parts}
         for name, values in models.items():
-            path = draft.folder / _place(name, bridge=config is not None).parent / "config.json"
+            path = draft.folder / files[name].with_name("config.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
             hub.write_json(path, values)
             for pattern in _TOKENIZER if "vocab_size" in values else ():
                 for file in places.glob(pattern):
                     shutil.copy(file, path.with_name(file.name))
+        if config is not None:
+            hub.write_json(draft.folder / "config.json", config)
+        modules = _Modules(draft.folder, {})
+        for name, values in planned.items():
+            if (clash := modules.clash(name, values)) is not None:
+                raise CheckpointError(
+                    f"{name} does not fit the frozen models named in the configuration, first at {clash}; give those that the "
+                    "weights were trained with, by --base."
+                )
+        entries = {
+            name: _write(draft, files[name], tensors, state, cast, bar) for name, tensors in keymap.parts.items()
+        }
+        state.release()
         origin = {
             "system": system,
             "licence": hub.licence_line(system),
@@ -125,15 +134,16 @@ def convert(
             "dtype": dtype,
             "unused": keymap.unused,
         }
+        more = {"base": {name: entries.pop(name) for name in own}, "converted": origin}
         if config is None:
-            manifest = {"format": 1, "mmbridge": __version__, "parts": entries, "frozen": {}, "converted": origin}
+            manifest = {"format": 1, "mmbridge": __version__, "parts": entries, "frozen": {}, **more}
             hub.write_json(draft.folder / "manifest.json", manifest)
-            (draft.folder / "README.md").write_text(
-                f"Converted from {system}. {origin['licence']}.\n", encoding="utf-8"
-            )
+            card = f"Converted from {system}. {origin['licence']}.\n"
+            (draft.folder / "README.md").write_text(card, encoding="utf-8")
         else:
-            hub.write_facts(draft.folder, config, entries, _frozen(config), lineage=[], converted=origin)
-        _store_checks(draft.folder)
+            frozen = _frozen(config, draft.folder, more["base"])
+            hub.write_facts(draft.folder, config, entries, frozen, lineage=[], **more)
+        _store_checks(draft.folder, modules)
 
 
 def export(
@@ -158,7 +168,8 @@ def export(
     refuse_existing(target)
     folder = find_bridge(source)
     config = hub.localised(hub.read_json(folder / "config.json"), folder)
-    parts = {name: Checkpoint(folder / _place(name)) for name in hub.read_json(folder / "manifest.json")["parts"]}
+    manifest = hub.read_json(folder / "manifest.json")
+    parts = {name: Checkpoint(folder / _place(name)) for name in (*manifest["parts"], *manifest.get("base", {}))}
     words: tuple[Mapping[str, Tensor], ...] = ()
     if "base" in inspect.signature(module.export).parameters:
         place = base if base is not None else hub.find_local(config["backbone"]["source"])
@@ -202,7 +213,7 @@ def verify(source: str | Path) -> Iterator[Finding]:
     manifest = hub.read_json(folder / "manifest.json")
     bridge = "converted" not in manifest or hasattr(_system(manifest["converted"]["system"]), "bridge_config")
     modules = _Modules(folder, manifest)
-    for name, entry in manifest["parts"].items():
+    for name, entry in {**manifest["parts"], **manifest.get("base", {})}.items():
         try:
             yield Finding(name, True, _verify_part(folder / _place(name, bridge), name, entry, modules))
         except MMBridgeError as error:
@@ -231,22 +242,19 @@ def _verify_part(file: Path, name: str, entry: Mapping[str, Any], modules: "_Mod
         ):
             raise CheckpointError(f"{key} holds values that are not finite")
     done = ["hash", "finite"]
-    wanted = modules.shapes(name)
-    if wanted is not None:
-        found = {key: tuple(value.shape) for key, value in state.meta.items()}
-        if wanted != found:
-            clash = sorted(set(wanted.items()) ^ set(found.items()))[0]
-            raise CheckpointError(f"names or shapes are not those of the module, first at {clash[0]} {clash[1]}")
-        done.append("shapes")
+    if (clash := modules.clash(name, state.meta)) is not None:
+        raise CheckpointError(f"names or shapes are not those of the module, first at {clash}")
+    done += ["shapes"] if name in modules.parts else []
+    numbers = modules.numbers(name) if "check" in entry else {}
     for key, stored in entry.get("check", {}).items():
-        off = probe.difference(stored, modules.numbers(name, state)[key])
+        off = probe.difference(stored, numbers.get(key, []))
         if off > probe.TOLERANCE:
             raise CheckpointError(
                 f"self-check of {key} is off by {off:.2g} of the largest number, more than {probe.TOLERANCE:g}: it computes "
                 "something else than when it was converted; use the versions of then, or report it"
             )
         done.append(f"self-check of {key}")
-    why = "" if wanted is not None else f"; shapes unchecked: {modules.why}" if modules.why else ""
+    why = f"; shapes unchecked: {modules.why}" if modules.why and name not in modules.parts else ""
     return f"{entry['parameters']:,} parameters: {', '.join(done)}{why}"
 
 
@@ -269,7 +277,7 @@ class _Modules:
                 bridge = Bridge.from_config(hub.localised(self.config, folder))
         except CheckpointError as error:
             self.why = f"a frozen model is missing ({str(error).partition(';')[0]})"
-            self._projections(manifest["parts"])
+            self._projections(manifest.get("parts", {}))
             return
         self.parts = bridge.parts()
         self.modules = {
@@ -293,10 +301,14 @@ class _Modules:
                     self.modules[name] = part.build(**entry["sizes"])
                 self.parts[name] = dict(part.named_parameters())
 
-    def shapes(self, name: str) -> dict[str, tuple[int, ...]] | None:
-        """Return names and shapes that a part must have, None where that is not known."""
-        part = self.parts.get(name)
-        return None if part is None else {key: tuple(value.shape) for key, value in part.items()}
+    def clash(self, name: str, tensors: Mapping[str, Tensor]) -> str | None:
+        """Return the first name and shape in which tensors differ from a part, None where they fit or nothing is known."""
+        if name not in self.parts:
+            return None
+        wanted, found = (
+            {(key, tuple(value.shape)) for key, value in part.items()} for part in (self.parts[name], tensors)
+        )
+        return " ".join(map(str, min(wanted ^ found))) if wanted != found else None
 
     def sizes(self, name: str) -> dict[str, int] | None:
         """Return the widths of a projection."""
@@ -304,10 +316,10 @@ class _Modules:
         known = {key: getattr(part, key, None) for key in ("dim_in", "dim_out", "num_queries")}
         return {key: size for key, size in known.items() if size is not None} or None
 
-    def numbers(self, name: str, state: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    def numbers(self, name: str) -> dict[str, list[float]]:
         """Return a few numbers of what a part's modules make of fixed inputs; none for parts that compute nothing."""
         if name == "model":
-            return {tower: self._tower(tower, state) for tower in self.towers}
+            return {tower: self._tower(tower) for tower in self.towers}
         if name.startswith(_BASE):
             return self._encoders(f"./{_place(name).parent}")
         if (sizes := self.sizes(name)) is None:
@@ -322,8 +334,8 @@ class _Modules:
         with probe.filled(module, tensors):
             return {"projection": probe.numbers(lambda: module(probe.noise(1, 8, sizes["dim_in"])))}
 
-    def _tower(self, tower: str, state: Mapping[str, Tensor]) -> list[float]:
-        config = read_config(self.folder)
+    def _tower(self, tower: str) -> list[float]:
+        config, state = read_config(self.folder), Checkpoint(self.folder / _place("model", bridge=False))
         modality = "image" if tower == "vision" else tower
         with torch.device("meta"):
             model = ImageBindModel(config, (modality,))
@@ -355,26 +367,16 @@ def _medium(spec: Any) -> Any:
     return media.Video(picture.expand(8, -1, -1, -1), 4.0) if isinstance(spec, VideoInput) else media.Image(picture)
 
 
-def _store_checks(folder: Path) -> None:
+def _store_checks(folder: Path, modules: _Modules) -> None:
     """Compute the numbers of the self-check and put them into the manifest."""
     manifest = hub.read_json(folder / "manifest.json")
-    modules = _Modules(folder, manifest)
-    for name, entry in manifest["parts"].items():
-        state = Checkpoint(folder / _place(name, "backbone" in modules.config))
-        wanted = modules.shapes(name)
-        found = {key: tuple(value.shape) for key, value in state.meta.items()}
-        if wanted is not None and wanted != found:
-            clash = sorted(set(wanted.items()) ^ set(found.items()))[0]
-            raise CheckpointError(
-                f"{name} does not fit the frozen models named in the configuration, first at {clash[0]} {clash[1]}; give those "
-                "that the weights were trained with, by --base."
-            )
-        if numbers := modules.numbers(name, state):
+    for name, entry in {**manifest["parts"], **manifest["base"]}.items():
+        if numbers := modules.numbers(name):
             entry["check"] = numbers
             if sizes := modules.sizes(name):
                 entry["sizes"] = sizes
     if modules.why:
-        log.warning("no self-check was stored, because %s; name frozen models with --base.", modules.why)
+        log.warning("no self-check of projections was stored: %s; name frozen models with --base.", modules.why)
     hub.write_json(folder / "manifest.json", manifest)
 
 
@@ -422,14 +424,17 @@ def _origins(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(origin) for name, origin in found.items() if origin}
 
 
-def _frozen(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the manifest entries of the frozen parts; their hashes are not known, since the publisher did not tell them."""
+def _frozen(config: Mapping[str, Any], folder: Path, base: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the manifest entries of the frozen parts; hashes are known of those in the folder, since no publisher tells them."""
     entries = {}
     for name, origin in _origins(config).items():
-        licence = hub.licence_line(origin)
-        if licence is None and Path(origin).is_dir():
+        digest, licence = None, hub.licence_line(origin)
+        if origin.startswith("./"):
+            model = folder / origin
+            digest = hub.weights_sha256(model) if name == "backbone" else base[_BASE + model.name]["sha256"]
+        elif licence is None and Path(origin).is_dir():
             licence = hub.licence_of(Path(origin))
-        entries[name] = {"weights": origin, "sha256": None, "licence": licence or "unknown", "revision": None}
+        entries[name] = {"weights": origin, "sha256": digest, "licence": licence or "unknown", "revision": None}
     return entries
 
 
@@ -441,7 +446,7 @@ def _with_base(module: Any, state: Checkpoint, inside: Mapping[str, str], base: 
     found = {}
     for name, origin in _origins(config).items():
         for candidate in (origin, origin.replace("/", "--"), origin.rpartition("/")[2]):
-            if not origin.startswith("./") and (Path(base) / candidate).exists():
+            if origin[0] not in "./" and (Path(base) / candidate).exists():
                 found[name] = str((Path(base) / candidate).resolve())
                 break
     if not found:

@@ -75,8 +75,10 @@ def test_a_converted_file_opens_as_a_bridge(file, folder, tmp_path):
     assert sorted(source for sources in report["used"].values() for source in sources) == sorted(
         state.keys() - {"left/over"}
     )
+    assert set(manifest["base"]) == {"base.vision"}
     moved = folder.rename(tmp_path / "moved")
-    assert Bridge.from_pretrained(moved).inputs["image"].encoder.source == str(moved / "base/vision")
+    bridge = Bridge.from_pretrained(moved)
+    assert bridge.inputs["image"].encoder.source == str(moved / "base/vision")
     bridge.save_pretrained(tmp_path / "again")
     Bridge.from_pretrained(tmp_path / "again")
 
@@ -102,7 +104,10 @@ def test_what_exists_is_not_overwritten(file, folder):
 
 
 def test_frozen_models_are_found_below_the_base(file, parts, tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds none of the frozen models: .*llama.*subfolders of these names"):
+    fake_system.CONFIG["backbone"]["source"] = "someone/llama"
+    with pytest.raises(
+        CheckpointError, match=r"holds none of the frozen models: .*someone/llama.*subfolders of these names"
+    ):
         published.convert("onellm", file, tmp_path / "out", base=tmp_path)
     shutil.copytree(parts["llama"], tmp_path / "models" / "llama")
     published.convert("onellm", file, tmp_path / "out", base=tmp_path / "models")
