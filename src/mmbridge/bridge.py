@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmbridge import __version__, hub, media, registry
+from mmbridge import hub, media, registry
 from mmbridge.errors import CheckpointError, ConfigError, DataError, MessageError, MMBridgeError, ShapeError
 from mmbridge.generation import Sampling, generate, stream
 from mmbridge.messages import MediumPart, MediumPiece, Message, parse_messages, render
@@ -333,16 +333,7 @@ class Bridge(nn.Module):
                 save_file({key: value.detach().cpu().contiguous() for key, value in parameters.items()}, file)
                 count = sum(value.numel() for value in parameters.values())
                 entries[name] = {"sha256": hub.file_sha256(file), "parameters": count}
-            hub.write_json(draft / "config.json", config)
-            manifest = {
-                "format": 1,
-                "mmbridge": __version__,
-                "parts": entries,
-                "frozen": frozen,
-                "lineage": self.lineage,
-            }
-            hub.write_json(draft / "manifest.json", manifest)
-            (draft / "README.md").write_text(card(manifest), encoding="utf-8")
+            hub.write_facts(draft, config, entries, frozen, lineage=self.lineage)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
@@ -353,7 +344,7 @@ class Bridge(nn.Module):
         """
         folder = find_bridge(source)
         manifest = hub.read_json(folder / "manifest.json")
-        bridge = cls.from_config(hub.read_json(folder / "config.json"))
+        bridge = cls.from_config(hub.localised(hub.read_json(folder / "config.json"), folder))
         bridge.load_parts(source)
         present = bridge.frozen()
         for name, entry in manifest["frozen"].items():
@@ -478,21 +469,4 @@ def create_part(parts: registry.Registry, config: Mapping[str, Any]) -> Any:
         raise ConfigError(f"a {parts.kind} needs the key 'name'; known: {', '.join(parts.names())}.") from None
 
 
-def card(manifest: Mapping[str, Any]) -> str:
-    """Return the model card of a saved bridge."""
-    licences = sorted({entry.get("licence") or "unknown" for entry in manifest["frozen"].values()})
-    lines = ["---", "library_name: mmbridge", "pipeline_tag: any-to-any", "---", "", "# A bridge", ""]
-    lines += ["| trained part | parameters |", "|---|---|"]
-    lines += [f"| {name} | {entry['parameters']:,} |" for name, entry in manifest["parts"].items()]
-    lines += ["", "| frozen part | weights | licence |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {entry.get('source') or entry.get('weights')} | {entry.get('licence')} |"
-        for name, entry in manifest["frozen"].items()
-    ]
-    lines += ["", f"The frozen parts' licences hold for what it makes: {', '.join(licences)}.", ""]
-    for stage in manifest["lineage"]:
-        lines.append(f"- {stage.get('stage')}: {stage.get('steps')} steps, from {stage.get('parent') or 'nothing'}")
-    return "\n".join(lines) + "\n"
-
-
-__all__ = ["Bridge", "MMBridgeError", "Store", "card", "create_part", "load_part", "part_config"]
+__all__ = ["Bridge", "MMBridgeError", "Store", "create_part", "load_part", "part_config"]

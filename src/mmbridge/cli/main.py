@@ -1,7 +1,8 @@
 """``mmbridge COMMAND ...``: finds the command, and turns errors into one sentence and an exit code.
 
 A command is a module of this folder with a docstring (its help; the first line is its summary), ``EXAMPLES``,
-``add_arguments(parser)`` and ``run(arguments)``. Exit codes: 0 done, 2 the input is at fault, 130 interrupted.
+``add_arguments(parser)`` and ``run(arguments)``. Exit codes: 0 done, 1 what was checked is not whole, 2 the input is at
+fault, 130 interrupted.
 """
 
 import argparse
@@ -14,7 +15,20 @@ from typing import Any, NoReturn
 from mmbridge import __version__
 from mmbridge.errors import ConfigError, MMBridgeError
 
-COMMANDS = ("demo", "chat", "generate", "train", "evaluate", "data", "ls", "cp", "validate", "plan")
+COMMANDS = (
+    "demo",
+    "chat",
+    "generate",
+    "train",
+    "evaluate",
+    "data",
+    "ls",
+    "cp",
+    "validate",
+    "plan",
+    "convert",
+    "verify",
+)
 
 _EXAMPLES = """\
 examples:
@@ -91,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        parsed.run(parsed)
+        status = parsed.run(parsed)
         sys.stdout.flush()
     except BrokenPipeError:
         # whoever read our output (head, less) has gone; Python would complain once more while it closes stdout
@@ -105,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mmbridge: {_sentence(error)}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 
 def _sentence(error: Exception) -> str:

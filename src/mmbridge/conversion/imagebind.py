@@ -6,13 +6,18 @@ attention heads, and how a sound is laid out (stride, mel bins, frames).
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mmbridge import hub
+from mmbridge.conversion.keymap import KeyMap, Target, listed
+from mmbridge.conversion.probe import noise
 from mmbridge.encoders.base import load_strict
-from mmbridge.encoders.imagebind import ImageBind, find_tower
+from mmbridge.encoders.imagebind import ImageBind, ImageBindModel, find_tower, read_config
 from mmbridge.encoders.imagebind_modules import TOWER_CONFIGS, ImageBindConfig
 from mmbridge.errors import CheckpointError, ConfigError
 from mmbridge.registry import suggest
@@ -25,8 +30,8 @@ def encoder(
 
     Args:
         state: Tensors by their published names.
-        modality: "image", "video", "audio", "depth", "thermal" or "imu".
-        tokens: As in ``ImageBind``.
+        modality: "image", "video", "audio", "text", "depth", "thermal" or "imu".
+        tokens: As in ``ImageBind``; "pooled" for text.
         clips: As in ``ImageBind``.
         sizes: Fields of the tower's configuration, such as ``heads``, that can't be read or shall differ.
 
@@ -52,6 +57,83 @@ def encoder(
     load_strict(converted.model, own, f"the tensors of ImageBind's {tower} tower")
     converted.freeze()
     return converted
+
+
+def keymap(state: Mapping[str, Tensor]) -> KeyMap:
+    """Map a whole checkpoint, whose names are kept: one part, ``model``, which ``encoders.ImageBind`` opens.
+
+    Args:
+        state: Tensors by their published names, on any device; only names are read.
+
+    Raises:
+        CheckpointError: No towers of ImageBind, or a tower that lacks a tensor or has one too many.
+    """
+    towers = [tower for tower in TOWER_CONFIGS if any(name.split(".")[1:2] == [tower] for name in state)]
+    if not towers:
+        raise CheckpointError(
+            f"this is no ImageBind checkpoint; its tensors are {listed(sorted(state))}. Give a file such as imagebind_huge.pth."
+        )
+    depths = {tower: _read_sizes(state, tower)[0]["depth"] for tower in towers}
+    config = ImageBindConfig(**{tower: TOWER_CONFIGS[tower](depth=depth) for tower, depth in depths.items()})
+    with torch.device("meta"):
+        wanted = ImageBindModel(config).state_dict()
+    return KeyMap({"model": {name: Target((name,)) for name in wanted}})
+
+
+def base_configs(state: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the ``config.json`` of the part ``model``: sizes read from the tensors.
+
+    What leaves no trace in them (attention heads, how a sound is laid out) is taken from a ``config.json`` of this
+    library beside the weights, or else has its published number.
+
+    Args:
+        state: Tensors by their published names, on any device; only names and shapes are read.
+        folder: Where the weights lie.
+
+    Raises:
+        ConfigError: Another width than the published one, and no ``config.json`` that tells the heads.
+        CheckpointError: A tensor of the wrong shape.
+    """
+    beside = folder / "config.json"
+    ours = beside.is_file() and TOWER_CONFIGS.keys() & hub.read_json(beside).keys()
+    given = read_config(folder) if ours else ImageBindConfig.huge()
+    towers: dict[str, Any] = {}
+    embed_dim = given.embed_dim
+    for tower in [name for name in TOWER_CONFIGS if any(key.split(".")[1:2] == [name] for key in state)]:
+        found, embed_dim = _read_sizes(state, tower)
+        told = getattr(given, tower) or TOWER_CONFIGS[tower]()
+        if found["dim"] != told.dim:
+            raise ConfigError(
+                f"the number of attention heads can't be read from weights; this {tower} tower is {found['dim']} wide instead "
+                f"of {told.dim}, so put a config.json that has its sizes beside the weights."
+            )
+        towers[tower] = replace(told, **found)
+    config = ImageBindConfig(embed_dim, **towers)
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in ImageBindModel(config).state_dict().items()}
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    if wrong:
+        raise CheckpointError(f"ImageBind checkpoint has {len(wrong)} tensors of the wrong shape: {listed(wrong)}.")
+    return {"model": config.to_dict()}
+
+
+def example(config: ImageBindConfig, tower: str) -> Tensor:
+    """Return a fixed input (1, ...) of a tower, for the numeric self-check."""
+    sizes = getattr(config, tower)
+    if tower == "text":
+        ids = torch.zeros(1, sizes.context, dtype=torch.long)
+        middle = torch.arange(1, 1 + min(8, sizes.context - 2))
+        ids[0, 0], ids[0, middle], ids[0, len(middle) + 1] = sizes.sot, middle, sizes.eot
+        return ids
+    if tower == "imu":
+        return noise(1, sizes.channels, sizes.steps)
+    if tower == "audio":
+        return noise(1, 1, sizes.mel_bins, sizes.frames)
+    return noise(1, 3 if tower == "vision" else 1, sizes.image_size, sizes.image_size)
 
 
 def _read_sizes(state: Mapping[str, Tensor], tower: str) -> tuple[dict[str, int], int]:

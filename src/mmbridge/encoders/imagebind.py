@@ -279,9 +279,10 @@ class ImageBind(Encoder):
     """One frozen ImageBind tower as an encoder.
 
     Args:
-        modality: "image", "video", "audio", "depth", "thermal" or "imu"; image and video share a tower in memory.
+        modality: "image", "video", "audio", "text", "depth", "thermal" or "imu"; image and video share a tower in memory.
         weights: Folder, file, shipped name or hub id; None for random weights of the given ``config``.
-        tokens: "patch" for every patch token through the head, class token dropped; "pooled" for the class token alone.
+        tokens: "patch" for every patch token through the head, class token dropped; "pooled" for the class token alone (text: the
+            end-of-text token, and nothing else is offered).
         clips: "mean" over clips of video or audio after normalising (as published), or "concat" to keep their order.
         config: Sizes; None to take those beside the weights.
 
@@ -304,8 +305,10 @@ class ImageBind(Encoder):
         for option, value, accepted in (("tokens", tokens, ("patch", "pooled")), ("clips", clips, ("mean", "concat"))):
             if value not in accepted:
                 raise ConfigError(f"ImageBind's {option} is {value!r} but must be {accepted[0]!r} or {accepted[1]!r}.")
-        if modality == "text":
-            raise ConfigError("ImageBind as an encoder reads media; for text use ImageBindModel.embed('text', ids).")
+        if modality == "text" and tokens != "pooled":
+            raise ConfigError(
+                "ImageBind gives a text one token: pass tokens='pooled', or for text use ImageBindModel.embed."
+            )
         sizes = ImageBindConfig.from_dict(config) if isinstance(config, dict) else config
         if weights is not None:
             self.model, self.file = _share(weights, modality, sizes)
@@ -340,7 +343,7 @@ class ImageBind(Encoder):
 
     @property
     def input(self) -> ImageInput | AudioInput | VideoInput | None:
-        """What ``prepare`` makes; None for depth, thermal and motion, which are given as tensors."""
+        """What ``prepare`` makes of files; None for text, depth, thermal and motion."""
         sizes = self.sizes
         if self.modality == "image":
             return ImageInput(sizes.image_size, sizes.mean, sizes.std)
@@ -359,6 +362,14 @@ class ImageBind(Encoder):
                 sizes.sample_rate, sizes.mel_bins, sizes.frames, sizes.clips, sizes.seconds, sizes.mean, sizes.std
             )
         return None
+
+    def prepare(self, medium: Any) -> Tensor:
+        """Turn one medium, or a text, into raw input without a batch dimension.
+
+        Raises:
+            MediaError: Depth, thermal and motion are given as tensors only.
+        """
+        return self.model.tokenize([medium])[0] if self.modality == "text" else super().prepare(medium)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the tokens of a batch."""
