@@ -362,7 +362,7 @@ def _medium(spec: Any) -> Any:
     if spec is None:
         return None
     if isinstance(spec, AudioInput):
-        return media.Audio(torch.zeros(spec.sample_rate), spec.sample_rate)
+        return media.Audio(0.1 * probe.noise(spec.sample_rate), spec.sample_rate)
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
     return media.Video(picture.expand(8, -1, -1, -1), 4.0) if isinstance(spec, VideoInput) else media.Image(picture)
 
