@@ -1,7 +1,8 @@
 """Rebuild checkpoints/tiny-zeroscope: a small text-to-video model of the ModelScope class over the synthetic world.
 
     python checkpoints/train_zeroscope.py text              # a minute
-    python checkpoints/train_zeroscope.py unet              # about an hour on one core
+    python checkpoints/train_zeroscope.py frames            # draw objects anywhere, in single frames: half an hour on one core
+    python checkpoints/train_zeroscope.py unet --frames checkpoints/tiny-zeroscope/frames     # move them: about an hour
     python checkpoints/train_zeroscope.py measure           # gold caption -> video, read by the judges
 
 The folder is an ordinary diffusers pipeline folder. As ModelScope's did (arXiv 2308.06571), its UNet starts from a text-to-image
@@ -32,7 +33,9 @@ from mmbridge.synthetic.language import shared_caption
 HERE = Path(__file__).parent
 TOKENS, FRAMES, STEPS, GUIDANCE = 24, 4, 10, 1.0  # without guidance, which would double the time
 DIRECTIONS = ("left", "right", "up", "down")
-TRAVEL = 9.0  # pixels of 64, more than 5 as elsewhere: half a position of the latents a frame would be hard to see
+TRAVEL = (
+    3.5  # pixels of 64 to either side, less than 5 as elsewhere: tiny-sd knows five places, and no object between them
+)
 
 
 def videos(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[Scene]]:
@@ -151,9 +154,14 @@ def quicker(unet: UNet3DConditionModel) -> None:
     unet.set_attn_processor(AttnProcessor())
 
 
-def inflate() -> UNet3DConditionModel:
-    """Return tiny-sd's UNet with layers across frames that change nothing yet."""
-    flat = UNet2DConditionModel.from_pretrained(HERE / "tiny-sd" / "unet", torch_dtype=torch.float32)
+def draws(name: str) -> bool:
+    """Whether a layer is one of tiny-sd's that draw: not across frames, and not reading the caption."""
+    return not any(part in name for part in ("temp_", "transformer_in", "attn2"))
+
+
+def inflate(frames: Path | None) -> UNet3DConditionModel:
+    """Return a UNet of single frames, tiny-sd's by default, with layers across frames that change nothing yet."""
+    flat = UNet2DConditionModel.from_pretrained(frames or HERE / "tiny-sd" / "unet", torch_dtype=torch.float32)
     unet = UNet3DConditionModel(
         sample_size=8, in_channels=LATENTS, out_channels=LATENTS, block_out_channels=flat.config.block_out_channels,
         down_block_types=("CrossAttnDownBlock3D",) * 3, up_block_types=("CrossAttnUpBlock3D",) * 3, layers_per_block=1,
@@ -188,21 +196,68 @@ class Displacements(torch.nn.Module):
         sizes = [*widths[1:], widths[-1], *widths[::-1][: len(unet.up_blocks) - 1]]
         self.heads = torch.nn.ModuleList(torch.nn.Linear(size, 2 + len(DIRECTIONS)) for size in sizes)
 
-    def loss(self, groups: int, paths: torch.Tensor) -> torch.Tensor:
-        """Return the error of the first rows, groups of all directions, and forget what was seen.
+    def loss(self, directions: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
+        """Return the error of the rows that are told a direction, and forget what was seen.
 
         Args:
-            groups: Number of groups.
+            directions: (rows,), number of the direction that a row's caption names, -1 for none.
             paths: (directions, frames, 2).
         """
         seen, self.seen = self.seen, []
-        count, total = len(DIRECTIONS), torch.zeros(())
+        told, total = directions >= 0, torch.zeros(())
+        if not told.any():
+            return total
         for head, states in zip(self.heads, seen, strict=True):
             pooled = F.layer_norm(states.mean((2, 3)), states.shape[1:2]).unflatten(0, (-1, FRAMES))
-            read = head(pooled[: count * groups])  # (rows, frames, 2 + directions)
-            direction = F.cross_entropy(read[..., 2:].mean(1), torch.arange(count).repeat(groups))
-            total = total + F.mse_loss(read[..., :2], paths.repeat(groups, 1, 1)) + 0.3 * direction
+            read = head(pooled[told])  # (rows, frames, 2 + directions)
+            direction = F.cross_entropy(read[..., 2:].mean(1), directions[told])
+            total = total + F.mse_loss(read[..., :2], paths[directions[told]]) + 0.3 * direction
         return total / len(seen)
+
+
+def train_frames(options: argparse.Namespace) -> None:
+    """Teach tiny-sd's UNet to draw a video's frames one by one: it knows five places, and no object between them."""
+    vae = AutoencoderKL.from_pretrained(HERE / "tiny-sd" / "vae", torch_dtype=torch.float32).eval()
+    text = CLIPTextModel.from_pretrained(options.out / "text_encoder", dtype=torch.float32).requires_grad_(False)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "tokenizer")
+    unet = UNet2DConditionModel.from_pretrained(HERE / "tiny-sd" / "unet", torch_dtype=torch.float32)
+    if options.start:
+        known = UNet3DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32).state_dict()
+        unet.load_state_dict({name: known[name].view(value.shape) for name, value in unet.state_dict().items()})
+    scheduler = DDIMScheduler.from_pretrained(HERE / "tiny-sd" / "scheduler")
+    rng = np.random.default_rng(options.seed)
+    scenes, stored = [Scene.random(rng) for _ in range(options.videos)], []
+    for start in range(0, len(scenes), 64):
+        pixels = np.stack([
+            render_video(scene, int(rng.integers(2**31)), FRAMES)[rng.integers(FRAMES)] for scene in scenes[start : start + 64]
+        ])  # fmt: skip
+        images = F.avg_pool2d(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, 2)
+        with torch.no_grad():
+            stored.append(vae.encode(images).latent_dist.mean * vae.config.scaling_factor)
+    store = torch.cat(stored)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=options.lr or 7e-4, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
+    average, losses, started = Average(unet, decay=0.997), [], time.time()
+    for step in range(options.steps):
+        chosen = torch.randint(len(store), (FRAMES * options.batch_size,))
+        captions = [draw_caption(scenes[index], rng) for index in chosen.tolist()]
+        latents, noise = store[chosen], torch.randn(len(chosen), *store.shape[1:])
+        timesteps = torch.randint(0, 1000, (len(chosen),))
+        condition = text(tokens(tokenizer, captions)).last_hidden_state
+        predicted = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, condition).sample
+        loss = F.mse_loss(predicted, scheduler.get_velocity(latents, noise, timesteps))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update()
+        losses.append(loss.item())
+        if step % 250 == 249 or step == options.steps - 1:
+            print(f"step {step} loss {np.mean(losses[-250:]):.4f} {time.time() - started:.0f} s", flush=True)
+            average.swap()
+            unet.save_pretrained(options.out / "frames")
+            average.swap()
 
 
 def train_unet(options: argparse.Namespace) -> None:
@@ -210,7 +265,10 @@ def train_unet(options: argparse.Namespace) -> None:
     text = CLIPTextModel.from_pretrained(options.out / "text_encoder", dtype=torch.float32).requires_grad_(False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "tokenizer")
     before = options.start and UNet3DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32)
-    unet = before or inflate()
+    unet = before or inflate(options.frames)
+    if before and options.frames:
+        drawing = {name: value for name, value in inflate(options.frames).state_dict().items() if draws(name)}
+        unet.load_state_dict(drawing, strict=False)
     quicker(unet.eval())  # in evaluation mode throughout: its layers across frames would drop a tenth
     scheduler = DDIMScheduler.from_pretrained(HERE / "tiny-sd" / "scheduler")
     pipe = TextToVideoSDPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
@@ -228,10 +286,13 @@ def train_unet(options: argparse.Namespace) -> None:
     first_moving = next(i for i in range(0, len(scenes), 32) if [s.motion for s in scenes[i : i + 4]] == [*DIRECTIONS])
     print(f"{len(store)} videos in {time.time() - started:.0f} s, std {store.std():.3f}", flush=True)
     lr = options.lr or 1e-3
-    across = [p for name, p in unet.named_parameters() if "temp" in name or "transformer_in" in name]
-    within = [p for name, p in unet.named_parameters() if not ("temp" in name or "transformer_in" in name)]
+    across = [p for name, p in unet.named_parameters() if not draws(name)]
+    within = [p for name, p in unet.named_parameters() if draws(name)]
     displacements = Displacements(unet)
-    groups = [{"params": [*across, *displacements.parameters()], "lr": lr}, {"params": within, "lr": 0.5 * lr}]
+    groups = [
+        {"params": [*across, *displacements.parameters()], "lr": lr},
+        {"params": within, "lr": options.drawing * lr},
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
     average = Average(unet, decay=0.995)
@@ -241,7 +302,7 @@ def train_unet(options: argparse.Namespace) -> None:
     for step in range(options.steps):
         # What a direction means in a frame depends on the word and on the frame together; half of the rows show all four with
         # everything else alike, noise included, so that nothing else tells them apart.
-        pairs = rows // 8
+        pairs = rows // 8 if rng.random() < options.alike else 0
         chosen = torch.randint(len(store), (rows,))
         quads = torch.randint((len(store) - first_moving) // 4, (pairs,)) * 4 + first_moving
         chosen[: 4 * pairs] = (quads[:, None] + torch.arange(4)).flatten()
@@ -265,9 +326,9 @@ def train_unet(options: argparse.Namespace) -> None:
         # the caption tells how, and differences of frames are free of what else nobody can know, such as the ground.
         weight = torch.where(timesteps >= 850, 4.0, 1.0)
         moved = (predicted.diff(dim=2) - wanted.diff(dim=2)).square().mean((1, 2, 3, 4))
-        loss = F.mse_loss(predicted, wanted) + (weight * moved).mean()
-        told = displacements.loss(pairs, paths)
-        loss = loss + told
+        said = [judge("text", sentence)["motion"] for sentence in captions]
+        told = displacements.loss(torch.tensor([DIRECTIONS.index(m) if m in DIRECTIONS else -1 for m in said]), paths)
+        loss = F.mse_loss(predicted, wanted) + options.moved * (weight * moved).mean() + told
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -324,12 +385,18 @@ def finish(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["text", "unet", "measure"])
+    parser.add_argument("part", choices=["text", "frames", "unet", "measure"])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--videos", type=int, default=4000)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--strongest", type=float, default=0.3, help="share of training steps at the strongest noise")
+    parser.add_argument("--drawing", type=float, default=0.5, help="share of the learning rate for layers that draw")
+    parser.add_argument("--frames", type=Path, help="take the layers that draw from this UNet of single frames")
+    parser.add_argument(
+        "--alike", type=float, default=1.0, help="share of steps with groups of one scene moving four ways"
+    )
+    parser.add_argument("--moved", type=float, default=1.0, help="weight of differences between frames")
     parser.add_argument("--start", type=Path, help="go on from the UNet of this folder")
     parser.add_argument("--count", type=int, default=200, help="videos to measure, twice")
     parser.add_argument("--seed", type=int, default=0)
@@ -338,7 +405,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    {"text": train_text, "unet": train_unet, "measure": finish}[options.part](options)
+    {"text": train_text, "frames": train_frames, "unet": train_unet, "measure": finish}[options.part](options)
 
 
 if __name__ == "__main__":
