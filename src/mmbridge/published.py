@@ -134,7 +134,7 @@ def convert(
             "dtype": dtype,
             "unused": keymap.unused,
         }
-        more = {"base": {name: entries.pop(name) for name in own}, "converted": origin}
+        more: dict[str, Any] = {"base": {name: entries.pop(name) for name in own}, "converted": origin}
         if config is None:
             manifest = {"format": 1, "mmbridge": __version__, "parts": entries, "frozen": {}, **more}
             hub.write_json(draft.folder / "manifest.json", manifest)
@@ -279,7 +279,7 @@ class _Modules:
             self.why = f"a frozen model is missing ({str(error).partition(';')[0]})"
             self._projections(manifest.get("parts", {}))
             return
-        self.parts = bridge.parts()
+        self.parts.update(bridge.parts())
         self.modules = {
             f"{side}.{modality}.{name}": part
             for side, ways in (("inputs", bridge.inputs), ("outputs", bridge.outputs))
