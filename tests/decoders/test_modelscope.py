@@ -61,7 +61,8 @@ def test_sample_is_what_diffusers_films(parts, scheduler):
         condition, seed=5, steps=3, guidance=3.0, preview=lambda *news: seen.append((*news[:3], news[3]()))
     )
     assert [news[:3] for news in seen] == [(row, step, 3) for row in range(len(CAPTIONS)) for step in (1, 2, 3)]
-    assert torch.equal(pixels([news[3][0] for news in seen[2::3]]), pixels(made))
+    last = pixels([news[3][0] for news in seen[2::3]])
+    assert (last - pixels(made)).abs().max() <= 1  # of 255, by rounding
     for row, video in enumerate(made):
         (wanted,) = pipeline(
             prompt_embeds=condition[[row]],
