@@ -1,8 +1,8 @@
 """Rebuild checkpoints/tiny-zeroscope: a small text-to-video model of the ModelScope class over the synthetic world.
 
     python checkpoints/train_zeroscope.py text              # a minute
-    python checkpoints/train_zeroscope.py frames            # draw objects anywhere, in single frames: half an hour on one core
-    python checkpoints/train_zeroscope.py unet --frames checkpoints/tiny-zeroscope/frames     # move them: about an hour
+    python checkpoints/train_zeroscope.py frames --frames runs/frames     # draw single frames: half an hour on one core
+    python checkpoints/train_zeroscope.py unet --frames runs/frames       # move what they show: about an hour
     python checkpoints/train_zeroscope.py measure           # gold caption -> video, read by the judges
 
 The folder is an ordinary diffusers pipeline folder. As ModelScope's did (arXiv 2308.06571), its UNet starts from a text-to-image
@@ -215,16 +215,21 @@ class Displacements(torch.nn.Module):
         return total / len(seen)
 
 
+def frozen(folder: Path) -> tuple[AutoencoderKL, CLIPTextModel, PreTrainedTokenizerFast, DDIMScheduler]:
+    """Return what no UNet changes: tiny-sd's VAE and schedule, and this folder's text encoder and tokenizer."""
+    vae = AutoencoderKL.from_pretrained(HERE / "tiny-sd" / "vae", torch_dtype=torch.float32).eval()
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).requires_grad_(False)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    return vae, text, tokenizer, DDIMScheduler.from_pretrained(HERE / "tiny-sd" / "scheduler")
+
+
 def train_frames(options: argparse.Namespace) -> None:
     """Teach tiny-sd's UNet to draw a video's frames one by one: it knows five places, and no object between them."""
-    vae = AutoencoderKL.from_pretrained(HERE / "tiny-sd" / "vae", torch_dtype=torch.float32).eval()
-    text = CLIPTextModel.from_pretrained(options.out / "text_encoder", dtype=torch.float32).requires_grad_(False)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "tokenizer")
+    vae, text, tokenizer, scheduler = frozen(options.out)
     unet = UNet2DConditionModel.from_pretrained(HERE / "tiny-sd" / "unet", torch_dtype=torch.float32)
     if options.start:
         known = UNet3DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32).state_dict()
         unet.load_state_dict({name: known[name].view(value.shape) for name, value in unet.state_dict().items()})
-    scheduler = DDIMScheduler.from_pretrained(HERE / "tiny-sd" / "scheduler")
     rng = np.random.default_rng(options.seed)
     scenes, stored = [Scene.random(rng) for _ in range(options.videos)], []
     for start in range(0, len(scenes), 64):
@@ -256,21 +261,18 @@ def train_frames(options: argparse.Namespace) -> None:
         if step % 250 == 249 or step == options.steps - 1:
             print(f"step {step} loss {np.mean(losses[-250:]):.4f} {time.time() - started:.0f} s", flush=True)
             average.swap()
-            unet.save_pretrained(options.out / "frames")
+            unet.save_pretrained(options.frames)
             average.swap()
 
 
 def train_unet(options: argparse.Namespace) -> None:
-    vae = AutoencoderKL.from_pretrained(HERE / "tiny-sd" / "vae", torch_dtype=torch.float32).eval()
-    text = CLIPTextModel.from_pretrained(options.out / "text_encoder", dtype=torch.float32).requires_grad_(False)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(options.out / "tokenizer")
+    vae, text, tokenizer, scheduler = frozen(options.out)
     before = options.start and UNet3DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32)
     unet = before or inflate(options.frames)
     if before and options.frames:
         drawing = {name: value for name, value in inflate(options.frames).state_dict().items() if draws(name)}
         unet.load_state_dict(drawing, strict=False)
     quicker(unet.eval())  # in evaluation mode throughout: its layers across frames would drop a tenth
-    scheduler = DDIMScheduler.from_pretrained(HERE / "tiny-sd" / "scheduler")
     pipe = TextToVideoSDPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
     rng = np.random.default_rng(options.seed)
@@ -322,8 +324,8 @@ def train_unet(options: argparse.Namespace) -> None:
         condition = text(tokens(tokenizer, captions)).last_hidden_state
         predicted = unet(noisy, timesteps, condition).sample
         wanted = scheduler.get_velocity(latents, noise, timesteps)
-        # An object moves by half a latent position a frame, a small part of the loss. Where the noise is strongest, nothing but
-        # the caption tells how, and differences of frames are free of what else nobody can know, such as the ground.
+        # An object moves by a third of a latent position a frame, a small part of the loss. Where the noise is strongest,
+        # nothing but the caption tells how, and differences of frames are free of what nobody can know, such as the ground.
         weight = torch.where(timesteps >= 850, 4.0, 1.0)
         moved = (predicted.diff(dim=2) - wanted.diff(dim=2)).square().mean((1, 2, 3, 4))
         said = [judge("text", sentence)["motion"] for sentence in captions]
@@ -392,7 +394,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--strongest", type=float, default=0.3, help="share of training steps at the strongest noise")
     parser.add_argument("--drawing", type=float, default=0.5, help="share of the learning rate for layers that draw")
-    parser.add_argument("--frames", type=Path, help="take the layers that draw from this UNet of single frames")
+    parser.add_argument(
+        "--frames", type=Path, help="UNet of single frames, which `frames` writes and whose drawing layers `unet` takes"
+    )
     parser.add_argument(
         "--alike", type=float, default=1.0, help="share of steps with groups of one scene moving four ways"
     )
@@ -403,6 +407,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "tiny-zeroscope")
     options = parser.parse_args()
+    if options.part == "frames" and options.frames is None:
+        parser.error("frames needs --frames, the folder to write")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     {"text": train_text, "frames": train_frames, "unet": train_unet, "measure": finish}[options.part](options)

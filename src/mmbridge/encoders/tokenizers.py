@@ -7,6 +7,7 @@ Positions are learned for the length that a tokenizer was trained with, and inte
 
 import functools
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,9 +110,9 @@ class Tokenizer(nn.Module):
         self.grid = grid
         self.positions = nn.Parameter(torch.empty(1 + math.prod(grid), dim))
 
+    @abstractmethod
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return tokens without positions, and their grid."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, class_embedding: Tensor) -> Tensor:
         """Return the sequence that a transformer takes.
