@@ -1,5 +1,7 @@
 """The loop: what it decodes is what a full pass would, alone or in a batch, with media between the words."""
 
+import re
+
 import pytest
 import tiny
 import torch
@@ -9,7 +11,7 @@ from mmbridge.backbones import NewRows
 from mmbridge.bridge import Bridge
 from mmbridge.errors import ConfigError, ContextError, MessageError
 from mmbridge.media import Image
-from mmbridge.replies import Reply
+from mmbridge.replies import Reply, TextDelta
 from mmbridge.sequence import attention_of, collate, positions_of
 
 
@@ -285,3 +287,18 @@ def test_committed_states_see_each_other_and_all_before(parts):
     allowed[-3:, -3:] = True
     hidden = bridge.backbone(whole, allowed[None, None], positions_of(torch.ones(1, length, dtype=torch.bool)))
     torch.testing.assert_close(committed, hidden[:, -3:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_stop_of_the_backbone_ends_a_reply_streamed_or_not_and_in_a_batch(bridge):
+    whole = bridge.generate(DIALOGUES[0], max_new_tokens=24)
+    assert not whole.complete
+    words = whole.parts[-1]
+    stop = re.findall("[!-~]{3}", words)[-1]
+    bridge.backbone.stop = stop
+    alone = bridge.generate(DIALOGUES[0], max_new_tokens=24)
+    assert alone.complete
+    assert alone.parts[-1] == words.partition(stop)[0].strip()
+    assert len(alone.parts) == len(whole.parts)
+    assert bridge.generate(DIALOGUES[:2], max_new_tokens=24)[0].text == alone.text
+    events = bridge.stream(DIALOGUES[0], max_new_tokens=24)
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == alone.text

@@ -36,7 +36,7 @@ def test_pieces_joined_are_the_text(make, tmp_path):
     for tokens in [earth, [*earth, *earth[:2]], *spans]:
         writing, told = Writing(tokenizer), ""
         for token in tokens:
-            writing.tokens.append(token)
+            assert not writing.write(token)
             told += writing.piece()
             whole = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
             assert whole.startswith(told)
@@ -50,7 +50,7 @@ def test_half_a_character_waits_for_the_rest(tmp_path):
     tokens = [token for byte in "€!".encode() for token in tokenizer.convert_tokens_to_ids([chr_of(byte)])]
     pieces = []
     for token in tokens:
-        writing.tokens.append(token)
+        writing.write(token)
         pieces.append(writing.piece())
     assert pieces == ["", "", "€", "!"]
 
@@ -66,7 +66,22 @@ def test_text_after_a_medium_is_set_apart_as_in_the_whole_text(tmp_path):
     writing, told = Writing(tokenizer), ""
     for words in (" one", " two "):
         for token in tokenizer(words, add_special_tokens=False)["input_ids"]:
-            writing.tokens.append(token)
+            writing.write(token)
             told += writing.piece()
         told += writing.close()
     assert told == writing.reply.text == "one two"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [("a #red# star\n###Human: b", "a #red# star"), ("###", ""), ("a ##", "a ##")]
+)
+def test_a_stop_ends_the_reply_and_is_never_told(tmp_path, words, said):
+    tokenizer = byte_level(tmp_path)
+    writing, told = Writing(tokenizer, stop="###"), ""
+    for token in tokenizer(words, add_special_tokens=False)["input_ids"]:
+        if writing.write(token):
+            break
+        told += writing.piece()
+    assert said.startswith(told)
+    told += writing.close()
+    assert told == writing.reply.text == said

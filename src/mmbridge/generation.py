@@ -291,7 +291,7 @@ def decode(
     backbone, block = bridge.backbone, block_size(bridge)
     seeds = [(sampling.seed if seed is None else seed) + row for row in range(len(decoding.held))]
     generators = [torch.Generator().manual_seed(number) for number in seeds]
-    writings = [Writing(backbone.tokenizer) for _ in seeds]
+    writings = [Writing(backbone.tokenizer, backbone.stop) for _ in seeds]
     triggers = {bridge.first_ids[modality]: modality for modality in bridge.outputs}
     open_rows = set(range(len(seeds)))
 
@@ -314,15 +314,14 @@ def decode(
         emitting: dict[int, list[int]] = {}
         for row, column in zip(rows, columns, strict=True):
             token = bridge.token_of(column)
-            if token == backbone.eos:
+            if token in triggers:
+                yield from close(row)
+                emitting.setdefault(token, []).append(row)
+            elif token == backbone.eos or writings[row].write(token):
                 yield from close(row)
                 open_rows.discard(row)
                 yield row, ReplyDone(writings[row].reply)
-            elif token in triggers:
-                yield from close(row)
-                emitting.setdefault(token, []).append(row)
             else:
-                writings[row].tokens.append(token)
                 decoding.waiting[row] = token
                 if pieces and (text := writings[row].piece()):
                     yield row, TextDelta(text)

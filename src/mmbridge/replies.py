@@ -108,16 +108,30 @@ Event = TextDelta | MediumStarted | MediumPreview | MediumDone | Notice | ReplyD
 
 
 class Writing:
-    """The reply of one row while it is written: tokens become text, also piece by piece."""
+    """The reply of one row while it is written: tokens become text, also piece by piece.
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    Args:
+        tokenizer: The backbone's.
+        stop: Text that ends the reply and is not part of it; "" for none.
+    """
+
+    def __init__(self, tokenizer: Any, stop: str = ""):
+        self.tokenizer, self.stop = tokenizer, stop
         self.reply = Reply()
         self.tokens: list[int] = []  # since the last medium
         self.told = ""  # what pieces have told of them
 
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def _text(self) -> str:
-        return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        text = self._decode(self.tokens)
+        return text.partition(self.stop)[0] if self.stop else text
+
+    def write(self, token: int) -> bool:
+        """Add a token; tells whether the reply stops with it."""
+        self.tokens.append(token)
+        return bool(self.stop) and self.stop in self._decode(self.tokens[-len(self.stop) :])
 
     def _tell(self, text: str) -> str:
         new = text[len(self.told) :]
@@ -129,11 +143,13 @@ class Writing:
         """Return the text that the last token settles.
 
         Held back are an unfinished character (half of its bytes read as U+FFFD), bytes that a tokenizer spells one by one, which
-        are only read together, and white space that may turn out to end the text.
+        are only read together, and white space or the beginning of the stop, which may turn out to end the text.
         """
         if re.fullmatch("<0x[0-9A-F]{2}>", self.tokenizer.convert_ids_to_tokens(self.tokens[-1])):
             return ""
-        return self._tell(self._text().rstrip("\ufffd").strip())
+        text = self._text().rstrip("\ufffd")
+        begun = next((size for size in range(len(self.stop) - 1, 0, -1) if text.endswith(self.stop[:size])), 0)
+        return self._tell(text[: len(text) - begun].strip())
 
     def close(self) -> str:
         """End the stretch of text and put it into the reply; returns what pieces have not told of it."""

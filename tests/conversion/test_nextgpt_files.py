@@ -90,6 +90,7 @@ def test_the_bridge_of_the_released_file_has_its_parts_at_full_size():
     config = nextgpt.bridge_config(state, {"backbone": "lmsys/vicuna-7b-v1.5"})
     assert config["backbone"]["lora"] == Lora().__dict__ | {"targets": list(Lora().targets)}
     assert (config["backbone"]["template"], config["inputs"]["video"]["encoder"]["tokens"]) == ("vicuna_v0", "pooled")
+    assert config["backbone"]["stop"] == "###"  # it was trained without an end-of-sequence token
     with torch.device("meta"):
         bridge = Bridge.from_config(config)
     assert bridge_shapes(bridge) == {part: shapes_of(tensors) for part, tensors in nextgpt.released(state).items()}

@@ -27,6 +27,8 @@ class CausalLM(nn.Module):
         source: Where the model is.
         lora: Adapters to add (a ``Lora`` or its fields), None for a wholly frozen model.
         template: Chat template: a name in ``mmbridge.messages.template_names()``, Jinja source, or None for the tokenizer's own.
+        stop: Text that ends a reply and is not part of it, beside the end-of-sequence token: for models that were trained
+            without one.
         revision: Revision of a hub repository.
         dtype: Name of a torch dtype; None means float32 on a CPU and bfloat16 on an accelerator.
 
@@ -41,6 +43,7 @@ class CausalLM(nn.Module):
         *,
         lora: Lora | dict[str, Any] | None = None,
         template: str | None = None,
+        stop: str | None = None,
         revision: str | None = None,
         dtype: str | None = None,
     ):
@@ -48,6 +51,7 @@ class CausalLM(nn.Module):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.source, self.revision, self._template = str(source), revision, template
+        self.stop = stop or ""
         self.lora = (
             Lora(**{**lora, "targets": tuple(lora.get("targets", Lora.targets))}) if isinstance(lora, dict) else lora
         )

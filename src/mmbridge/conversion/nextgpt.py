@@ -137,6 +137,7 @@ def bridge_config(state: Mapping[str, Any], base: Mapping[str, str] | None = Non
         "name": "causal_lm",
         "source": bases["backbone"],
         "template": layout.template,
+        "stop": layout.stop,
         "lora": None,
     }
     if adapters := parts.get("backbone.lora"):

@@ -40,6 +40,7 @@ class Layout:
         spaces: Whether the tokenizer keeps the spaces between signal tokens.
         tokens: What of ImageBind the input projection reads.
         template: Chat template.
+        stop: Text that ends a reply; None where the end-of-sequence token does.
         alpha: LoRA's alpha as a multiple of its rank.
         dropout: LoRA's dropout.
         bases: Frozen parts that the weights were trained with, by their names in a manifest.
@@ -52,6 +53,7 @@ class Layout:
     spaces: bool
     tokens: str
     template: str
+    stop: str | None
     alpha: float
     dropout: float
     bases: dict[str, str]
@@ -75,6 +77,7 @@ RELEASED = Layout(
     spaces=False,
     tokens="pooled",
     template="vicuna_v0",
+    stop="###",
     alpha=1,
     dropout=0.1,
     bases={
@@ -97,6 +100,7 @@ NEWER = Layout(
     spaces=True,
     tokens="patch",
     template="vicuna",
+    stop=None,
     alpha=2,
     dropout=0.05,
     bases={

@@ -222,7 +222,7 @@ def bridge_config(
     with torch.device("meta"):
         sizes = {theirs: _mixture(state, theirs, num_heads) for theirs in modalities}
     return {
-        "backbone": {"name": "causal_lm", "source": sources["language_model"], "template": "onellm"},
+        "backbone": {"name": "causal_lm", "source": sources["language_model"], "template": "onellm", "stop": "###"},
         "inputs": {
             OURS[theirs]: {
                 "name": "encoded",
