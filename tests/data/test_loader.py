@@ -69,6 +69,13 @@ def test_answers_of_slightly_different_length_are_mixed():
     assert sum(kinds) / len(kinds) > 3
 
 
+def test_requests_for_different_media_are_mixed():
+    lengths = [34 if index % 3 else 43 for index in range(960)]  # what asks for 4 signals and for 12
+    batches = [batch for window in range(10) for batch in window_batches(lengths, 32, 0, window)]
+    mixed = [len({lengths[index] for index in batch}) == 2 for batch in batches]
+    assert sum(mixed) / len(mixed) > 0.6
+
+
 def test_order_depends_on_the_seed_and_step_alone():
     lengths = list(range(1, 101))
     assert window_batches(lengths, 8, 3, 17) == window_batches(lengths, 8, 3, 17)

@@ -139,15 +139,17 @@ def window_batches(lengths: Sequence[int], size: int, seed: int, window: int) ->
     """Return the samples of the 8 batches of a window.
 
     Shuffled epochs follow one another and are cut into windows; inside a window, samples whose lengths differ by less
-    than a factor of 1.4 or so share a batch, since padding all to the longest dialogue wastes half of the work, and the
-    batches are shuffled. Sorting by length itself would make batches of a single answer, which learn badly.
+    than a factor of 2 or so share a batch, since padding all to the longest dialogue wastes half of the work, and the
+    batches are shuffled. Finer classes would make batches of a single answer or of a single medium, which learn badly: a
+    projection whose medium comes in every third batch has a third of the steps (1,000 of 32 left video at an error of 0.65
+    in classes of a factor of 1.4, 600 at 0.30 in these).
     """
     count, total = len(lengths), _WINDOW * size
     places = range(window * total, (window + 1) * total)
     members = [permutation(count, seed, place // count)[place % count] for place in places]
     generator = torch.Generator().manual_seed(step_seed(seed, 4, window))
     shift = float(torch.rand((), generator=generator))  # so that no two lengths are always kept apart
-    members.sort(key=lambda index: int(2 * math.log2(lengths[index]) + shift))  # stable: still shuffled inside
+    members.sort(key=lambda index: int(math.log2(lengths[index]) + shift))  # stable: still shuffled inside
     order: list[int] = torch.randperm(_WINDOW, generator=generator).tolist()
     return [members[place * size : (place + 1) * size] for place in order]
 
