@@ -241,10 +241,11 @@ def train_frames(options: argparse.Namespace) -> None:
         known = UNet3DConditionModel.from_pretrained(options.start / "unet", torch_dtype=torch.float32).state_dict()
         unet.load_state_dict({name: known[name].view(value.shape) for name, value in unet.state_dict().items()})
     rng = np.random.default_rng(options.seed)
-    scenes, stored = [Scene.random(rng) for _ in range(options.videos)], []
+    scenes, stored = [draw_scene(rng) for _ in range(options.videos)], []
     for start in range(0, len(scenes), 64):
         pixels = np.stack([
-            render_video(scene, int(rng.integers(2**31)), FRAMES, TRAVEL)[rng.integers(FRAMES)] for scene in scenes[start : start + 64]
+            render_video(scene, int(rng.integers(2**31)), FRAMES, TRAVEL)[rng.integers(FRAMES)]
+            for scene in scenes[start : start + 64]
         ])  # fmt: skip
         images = F.avg_pool2d(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, 2)
         with torch.no_grad():
@@ -255,7 +256,7 @@ def train_frames(options: argparse.Namespace) -> None:
     average, losses, started = Average(unet, decay=0.997), [], time.time()
     for step in range(options.steps):
         chosen = torch.randint(len(store), (FRAMES * options.batch_size,))
-        captions = [draw_caption(scenes[index], rng) for index in chosen.tolist()]
+        captions = ["" if rng.random() < 0.1 else draw_caption(scenes[index], rng) for index in chosen.tolist()]
         latents, noise = store[chosen], torch.randn(len(chosen), *store.shape[1:])
         timesteps = torch.randint(0, 1000, (len(chosen),))
         condition = text(tokens(tokenizer, captions)).last_hidden_state
