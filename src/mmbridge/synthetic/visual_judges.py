@@ -18,7 +18,6 @@ _BRIGHTNESS = 3.0  # how much more brightness counts than colour, which compress
 _WEIGHED = np.column_stack([np.eye(3) - LUMA[:, None], _BRIGHTNESS * LUMA]).astype(np.float32)  # RGB to chroma and luma
 
 
-
 def judge_image(pixels: np.ndarray) -> Verdict:
     """Read shape, colour, size and place from a picture.
 
