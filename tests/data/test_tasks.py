@@ -96,15 +96,12 @@ def test_worn_renderings_are_read_right(modality):
 
 @pytest.mark.parametrize("source", ["depth", "imu", "text+depth"])
 def test_what_seen_tasks_show_of_maps_and_traces_is_of_their_split(source):
-    rng = np.random.default_rng(4)
+    rng, modality = np.random.default_rng(4), source.removeprefix("text+")
+    seen = {tuple(one.factors(modality).values()) for one in Scene.all() if one.split_for(modality) == "seen"}
     for seed in range(1, 12):
-        scene = Scene.random(rng, "seen", source)
-        task = make_task(source, "text", scene, seed)
-        modality = source.removeprefix("text+")
+        task = make_task(source, "text", Scene.random(rng, "seen", source), seed)
         found = read_medium(task.messages[0]["content"][0]["data"])
-        assert scene.replace(**found).factors(modality) == found
-        shown = {tuple(one.factors(modality).values()) for one in Scene.all() if one.split_for(modality) == "seen"}
-        assert tuple(found.values()) in shown
+        assert tuple(found.values()) in seen
 
 
 @pytest.mark.parametrize("source", ["text", "image", "text+video"])
