@@ -176,6 +176,7 @@ def render_worn(modality: str, scene: Scene, seed: int) -> np.ndarray:
         array = np.round(_resized(array, rng) * 1000) / 1000
     elif modality == "normal":
         array = np.round(np.clip(_resized(array, rng), -1, 1) * 127.5 + 127.5) / 127.5 - 1
+        array /= np.linalg.norm(array, axis=-1, keepdims=True)
     elif modality == "pointcloud":
         array = array[: rng.integers(700, len(array))]
         array = array + np.pad(rng.normal(0, 0.003, (len(array), 3)), ((0, 0), (0, 3)))
