@@ -32,7 +32,7 @@ SHARES = {
 }  # fmt: skip
 
 
-def draw_scene(rng: np.random.Generator) -> tuple[Scene, int]:
+def draw_scene(rng: np.random.Generator, source: str) -> tuple[Scene, int]:
     # "on the right, moving left": rare, and copying the nearest word of the kind is right everywhere else.
     return (CONFLICTS[rng.integers(len(CONFLICTS))] if rng.random() < 0.2 else Scene.random(rng)), 0
 
@@ -115,7 +115,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count:
     measured = {}
     for task, (kind, outputs) in tasks.items():
         rng = np.random.default_rng(seed)
-        dialogues = Dialogues(lambda rng: (Scene.random(rng), 0), {kind: 1.0}, SOURCES, outputs)
+        dialogues = Dialogues(lambda rng, source: (Scene.random(rng), 0), {kind: 1.0}, SOURCES, outputs)
         prompts, answers = [], []
         for _ in range(count):
             *before, wanted = spell(dialogues, rng)

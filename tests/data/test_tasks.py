@@ -1,20 +1,32 @@
 """Tasks over the synthetic world and the dialogues that train for them: what is asked, what is shown, and what is right."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mmbridge.data import tasks
 from mmbridge.data.synthetic import SyntheticData
-from mmbridge.data.tasks import SOURCES, is_emitted, is_right, make_task, read_medium, render_medium
+from mmbridge.data.tasks import SOURCES, is_emitted, is_right, make_task, read_medium, render_medium, render_worn
 from mmbridge.errors import ConfigError
 from mmbridge.generation import Reply
 from mmbridge.synthetic import CARRIES, Scene, parse
 from mmbridge.synthetic.dialogues import MIX
-from mmbridge.synthetic.requests import MEDIA
+from mmbridge.synthetic.requests import INPUTS, MEDIA
 
 SCENE = Scene("circle", "orange", "small", "top left", "up")
 WANTED = ("text", *MEDIA, "none")
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch):
+    """Maps, points and signals that have no class of their own yet are arrays with a name."""
+    for name in INPUTS:
+        if name not in tasks._TO_MEDIUM:
+            make = lambda scene, seed, name=name: SimpleNamespace(modality=name, array=render_worn(name, scene, seed))  # noqa: E731
+            monkeypatch.setitem(tasks._TO_MEDIUM, name, make)
+            monkeypatch.setitem(tasks._TO_ARRAY, name, lambda medium: (medium.array,))
 
 
 def words(message):
@@ -38,7 +50,8 @@ def test_what_is_given_is_exactly_what_must_be_right(source, wanted, split):
         return
     rng = np.random.default_rng(0)
     for seed in range(1, 5):
-        task = make_task(source, wanted, Scene.random(rng, split), seed)
+        task = make_task(source, wanted, Scene.random(rng, split, source), seed)
+        assert task.scene.split_for(source) == split
         (message,) = task.messages
         assert task.sources == tuple(source.split("+")) and task.wanted == wanted
         given = {}
@@ -70,6 +83,25 @@ def test_second_turns_change_what_was_made_or_described(source, wanted):
         before = parse(words(first)) if source == "text" else read_medium(first["content"][0]["data"])
         for factor in set(before) - set(changed):
             assert before[factor] in (None, getattr(task.scene, factor))
+
+
+@pytest.mark.parametrize("modality", ["depth", "normal", "pointcloud", "imu", "fmri"])
+def test_worn_renderings_are_read_right(modality):
+    rng = np.random.default_rng(3)
+    for seed in range(0, 90, 3):
+        scene = Scene.random(rng)
+        assert read_medium(render_medium(modality, scene, seed)) == scene.factors(modality), seed
+        assert not np.array_equal(render_worn(modality, scene, seed), tasks._RENDERERS[modality](scene, seed))
+
+
+@pytest.mark.parametrize("source", ["depth", "imu", "text+depth"])
+def test_what_seen_tasks_show_of_maps_and_traces_is_of_their_split(source):
+    rng, modality = np.random.default_rng(4), source.removeprefix("text+")
+    seen = {tuple(one.factors(modality).values()) for one in Scene.all() if one.split_for(modality) == "seen"}
+    for seed in range(1, 12):
+        task = make_task(source, "text", Scene.random(rng, "seen", source), seed)
+        found = read_medium(task.messages[0]["content"][0]["data"])
+        assert tuple(found.values()) in seen
 
 
 @pytest.mark.parametrize("source", ["text", "image", "text+video"])
@@ -125,9 +157,10 @@ def test_tasks_that_do_not_exist_are_refused(arguments, words):
         make_task(*arguments)
 
 
+@pytest.mark.parametrize("inputs", [MEDIA, INPUTS])
 @pytest.mark.parametrize("kind", MIX)
-def test_training_dialogues_hold_what_their_words_say(kind):
-    data = SyntheticData(12, outputs=MEDIA, mix={kind: 1.0}, turns=0.4, pool=6)
+def test_training_dialogues_hold_what_their_words_say(kind, inputs):
+    data = SyntheticData(12, inputs=inputs, outputs=MEDIA, mix={kind: 1.0}, turns=0.4, pool=6)
     assert data[3] == data[3], "a sample is always the same"
     for index in range(len(data)):
         messages = data[index]["messages"]

@@ -49,7 +49,7 @@ def test_small_talk_has_replies_without_a_scene():
     ("wrong", "words"),
     [
         (lambda rng: question(SCENE, "color", rng), r"factor 'color'.*did you mean 'colour'\?"),
-        (lambda rng: describe_request("depth", rng), r"modality 'depth'.*'image'"),
+        (lambda rng: describe_request("dept", rng), r"modality 'dept'.*did you mean 'depth'"),
     ],
 )
 def test_unknown_names_are_refused_with_a_suggestion(wrong, words):

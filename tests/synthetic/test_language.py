@@ -28,6 +28,11 @@ def test_every_caption_of_every_scene_parses_back(modality):
         ("video", "a small red circle at the top left moving up"),
         ("text", "a small red circle at the top left moving up"),
         ("audio", "a small circle moving up"),
+        ("depth", "a small circle at the top left"),
+        ("normal", "a small circle at the top left"),
+        ("pointcloud", "a small red circle at the top left"),
+        ("imu", "a small object moving up"),
+        ("fmri", "a small red circle at the top left moving up"),
     ],
 )
 def test_canonical_captions(modality, words):

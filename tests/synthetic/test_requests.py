@@ -21,6 +21,7 @@ from mmbridge.synthetic import (
     shared_caption,
 )
 from mmbridge.synthetic.requests import (
+    INPUTS,
     MEDIA,
     again_request,
     another_request,
@@ -34,7 +35,7 @@ from mmbridge.synthetic.requests import (
 )
 
 SCENE = Scene("circle", "orange", "small", "top left", "up")
-SOURCES = ("text", *MEDIA, "image+audio")
+SOURCES = ("text", *INPUTS, "image+audio")
 PAIRS = list(itertools.permutations(MEDIA, 2))
 
 
@@ -131,6 +132,13 @@ def test_changed_scenes_stay_in_the_split_and_differ_in_what_is_named(split):
     assert split == "unseen" or 0 not in counts
 
 
+def test_changes_keep_to_the_split_of_their_source():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        other, _ = change_scene(Scene.random(rng, "seen", "depth"), CARRIES["depth"], rng, "seen", "depth")
+        assert other.split_for("depth") == "seen"
+
+
 @pytest.mark.parametrize("modality", CARRIES)
 def test_what_is_shared_with_itself_is_the_canonical_caption(modality):
     rng = np.random.default_rng(0)
@@ -148,6 +156,10 @@ def test_what_is_shared_with_itself_is_the_canonical_caption(modality):
         ("image", ["video"], "a small orange circle at the top left"),
         ("audio", ["image", "audio"], "a small circle moving up"),
         ("video", ["image", "audio"], "a small orange circle at the top left moving up"),
+        ("depth", ["image"], "a small circle at the top left"),
+        ("imu", ["image"], "a small object"),
+        ("imu", ["video"], "a small object moving up"),
+        ("fmri", ["audio"], "a small circle moving up"),
     ],
 )
 def test_shared_captions_name_what_both_sides_carry(source, media, words):
@@ -169,7 +181,7 @@ def test_what_cannot_be_done_is_said_without_naming_a_scene():
     ("wrong", "words"),
     [
         (lambda rng: make_request(SCENE, "text", rng), r"medium 'text'.*'image', 'video', 'audio'"),
-        (lambda rng: convert_request("depth", "image", rng), r"source 'depth'.*'image'"),
+        (lambda rng: convert_request("dept", "image", rng), r"source 'dept'.*did you mean 'depth'"),
         (lambda rng: convert_request("image", ("image", "vidoe"), rng), r"did you mean 'video'\?"),
         (lambda rng: refusal("smell"), r"medium 'smell'"),
     ],

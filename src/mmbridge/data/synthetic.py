@@ -33,7 +33,7 @@ class SyntheticData:
 
     Args:
         samples: Number of dialogues.
-        inputs: Modalities that come in.
+        inputs: Modalities that come in; each shows scenes of its own split alone (see ``Scene.split_for``).
         outputs: Media that can be asked for; requests for others are declined.
         mix: Weights of the kinds of dialogue (see ``mmbridge.synthetic.dialogues.MIX``); kinds that are not named have
             weight 0.
@@ -63,9 +63,9 @@ class SyntheticData:
     def __len__(self) -> int:
         return self.samples
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Scene, int]:
+    def _draw(self, rng: np.random.Generator, source: str) -> tuple[Scene, int]:
         entry = int(rng.integers(self.pool))
-        return Scene.random(np.random.default_rng([self.seed, entry]), self.split), entry
+        return Scene.random(np.random.default_rng([self.seed, entry]), self.split, source), entry
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one sample: ``{"messages": [...]}``."""
@@ -94,7 +94,8 @@ class SyntheticData:
         for source, wanted, turn in sorted(directions):
             rng = np.random.default_rng([seed, 9])
             first = EVALUATION + seed
-            tasks = [make_task(source, wanted, Scene.random(rng, "unseen"), first + i, turn) for i in range(count)]
+            scenes = [Scene.random(rng, "unseen", source) for _ in range(count)]
+            tasks = [make_task(source, wanted, scene, first + i, turn) for i, scene in enumerate(scenes)]
             replies = answer_tasks(bridge, tasks)
             right = [is_right(task, reply) for task, reply in zip(tasks, replies, strict=True)]
             accuracy[f"{source} to {wanted}" + (", turn 2" if turn == 2 else "")] = float(np.mean(right))

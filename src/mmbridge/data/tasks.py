@@ -6,7 +6,7 @@ files in the wild are; replies are read by judges that learned nothing.
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +31,19 @@ from mmbridge.synthetic import (
     make_request,
     question,
     render_audio,
+    render_depth,
+    render_fmri,
     render_image,
+    render_imu,
+    render_normal,
+    render_pointcloud,
     render_video,
     sentence,
     shared_caption,
 )
 from mmbridge.synthetic.dialogues import Shown, ordered
 from mmbridge.synthetic.requests import (
+    INPUTS,
     MEDIA,
     again_request,
     change_request,
@@ -45,6 +51,7 @@ from mmbridge.synthetic.requests import (
     describe_both_request,
     then_request,
 )
+from mmbridge.synthetic.scene import lookup
 
 EVALUATION = 10_000_000
 """First seed of the renderings by which training is watched; training draws its seeds below."""
@@ -52,7 +59,7 @@ EVALUATION = 10_000_000
 MAX_NEW_TOKENS = 64
 """Room for the longest right reply."""
 
-SOURCES = ("text", *MEDIA, "image+audio", *(f"text+{medium}" for medium in MEDIA))
+SOURCES = ("text", *INPUTS, "image+audio", *(f"text+{medium}" for medium in INPUTS))
 """What a scene is given by; "text+image" is a picture, with words that change it."""
 
 
@@ -97,22 +104,108 @@ class Task:
 
 @functools.lru_cache(maxsize=20_000)
 def render_medium(modality: str, scene: Scene, seed: int) -> Image | Video | Audio:
-    """Render a scene as a medium; every third rendering is worn by compression, as files in the wild are."""
-    worn = seed % 3 == 0
-    rng = np.random.default_rng([seed, 77])
-    if modality == "image":
-        pixels = render_image(scene, seed)
-        return Image.load(recompress(pixels, rng) if worn else pixels)
-    if modality == "video":
-        frames = render_video(scene, seed)
-        if worn:
-            frames = np.stack([recompress(frame, np.random.default_rng([seed, 78]), resize=False) for frame in frames])
-        return Video.load(frames, fps=float(FRAMES_PER_SECOND))
-    samples = render_audio(scene, seed)
+    """Render a scene as a medium; every third rendering is worn, as files in the wild are.
+
+    Raises:
+        ConfigError: Scenes are not rendered as such media.
+    """
+    return _TO_MEDIUM[lookup("medium", modality, tuple(_TO_MEDIUM))](scene, seed)
+
+
+def read_medium(medium: Image | Video | Audio) -> dict[str, str | None]:
+    """Return what the judge reads in a medium."""
+    return judge(medium.modality, *_TO_ARRAY[medium.modality](medium))
+
+
+def _image(scene: Scene, seed: int) -> Image:
+    pixels = render_image(scene, seed)
+    return Image.load(recompress(pixels, np.random.default_rng([seed, 77])) if _is_worn(seed) else pixels)
+
+
+def _video(scene: Scene, seed: int) -> Video:
+    frames = render_video(scene, seed)
+    if _is_worn(seed):
+        frames = np.stack([recompress(frame, np.random.default_rng([seed, 78]), resize=False) for frame in frames])
+    return Video.load(frames, fps=float(FRAMES_PER_SECOND))
+
+
+def _audio(scene: Scene, seed: int) -> Audio:
+    rng, samples = np.random.default_rng([seed, 77]), render_audio(scene, seed)
+    worn = _is_worn(seed)
     if worn:
         samples = samples * rng.uniform(0.3, 1.0) + rng.uniform(0, 0.003) * rng.standard_normal(len(samples))
     audio = Audio.load(torch.from_numpy(np.asarray(samples, dtype=np.float32)), sample_rate=SAMPLE_RATE)
     return through_mp3(audio, int(rng.choice([48_000, 64_000, 96_000]))) if worn and rng.random() < 0.6 else audio
+
+
+def _is_worn(seed: int) -> bool:
+    return seed % 3 == 0
+
+
+_TO_MEDIUM: dict[str, Callable[[Scene, int], Any]] = {"image": _image, "video": _video, "audio": _audio}
+"""Scenes to media, by modality; ``render_worn`` gives the arrays of maps, points and signals."""
+
+_TO_ARRAY: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "image": lambda image: (image.pixels.permute(1, 2, 0).contiguous().numpy(),),
+    "video": lambda video: (video.frames.permute(0, 2, 3, 1).contiguous().numpy(),),
+    "audio": lambda audio: (audio.samples.numpy(), audio.sample_rate),
+}
+"""Media to what the judges take: the array, and the sample rate where there is one."""
+
+
+def render_worn(modality: str, scene: Scene, seed: int) -> np.ndarray:
+    """Render a scene as a map, points or a signal; every third rendering is worn, as files in the wild are.
+
+    Args:
+        modality: "depth" (at times of another size, in millimetres), "normal" (of another size, in bytes), "pointcloud"
+            (some of the points, less exact), "imu" (noisier) or "fmri" (of another strength, noisier).
+        scene: What to render.
+        seed: Chooses rendering and wear.
+
+    Returns:
+        float32, as the modality's renderer gives it.
+
+    Raises:
+        ConfigError: It is another modality.
+    """
+    array = _RENDERERS[lookup("modality", modality, tuple(_RENDERERS))](scene, seed)
+    if not _is_worn(seed):
+        return array
+    rng = np.random.default_rng([seed, 79])
+    if modality == "depth":
+        array = np.round(_resized(array, rng) * 1000) / 1000
+    elif modality == "normal":
+        array = np.round(np.clip(_resized(array, rng), -1, 1) * 127.5 + 127.5) / 127.5 - 1
+        array /= np.linalg.norm(array, axis=-1, keepdims=True)
+    elif modality == "pointcloud":
+        array = array[: rng.integers(700, len(array))]
+        array = array + np.pad(rng.normal(0, 0.003, (len(array), 3)), ((0, 0), (0, 3)))
+    elif modality == "imu":
+        array = array + rng.normal(0, 1, array.shape) * np.repeat([0.1, 0.02], 3)[:, None]
+    else:
+        array = array * rng.uniform(0.7, 1.4) + rng.normal(0, 0.5, array.shape)
+    return array.astype(np.float32)
+
+
+_RENDERERS: dict[str, Callable[[Scene, int], np.ndarray]] = {
+    "depth": render_depth,
+    "normal": render_normal,
+    "pointcloud": render_pointcloud,
+    "imu": render_imu,
+    "fmri": render_fmri,
+}
+
+
+def _resized(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An (H, W) or (H, W, C) array of floats as a square of 40 to 199 pixels."""
+    from PIL import Image as PilImage
+
+    side = int(rng.integers(40, 200))
+    layers = [
+        np.asarray(PilImage.fromarray(layer).resize((side, side), PilImage.Resampling.BILINEAR))
+        for layer in np.moveaxis(np.atleast_3d(array), -1, 0)
+    ]
+    return np.stack(layers, axis=-1) if array.ndim == 3 else layers[0]
 
 
 def recompress(pixels: np.ndarray, rng: np.random.Generator, resize: bool = True) -> np.ndarray:
@@ -142,7 +235,8 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
         sources: What the scene is given by, one of ``SOURCES``; a pair is joined by "+" or given as two names.
         wanted: "text", "image", "video", "audio", two media joined by "+", or "none".
         scene: What the last reply is about. Where words change what is shown or was made, it is the scene after the change;
-            the one before is of the same split if this one is "seen", and any otherwise.
+            the one before is of the same split if this one is "seen", and any otherwise. Which split it is of depends on
+            the sources (see ``Scene.split_for``).
         seed: Chooses words, renderings and what is changed.
         turn: 2 for a request that comes back to the reply before: "the same, but blue".
 
@@ -168,7 +262,7 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
         return Task((_user([], asked),), ("text",), wanted, scene, factors)
     if source.startswith("text+"):
         able = CARRIES[source[5:] if not media else media[0]]
-        shown, changed = change_scene(scene, able, rng, "seen" if scene.split == "seen" else None)
+        shown, changed = change_scene(scene, able, rng, _split_before(scene, source), source)
         factors = ordered({*factors, *changed})
         asked = change_request(scene, changed, media[0] if media else "text", rng)
     elif media and source == "text":
@@ -185,7 +279,7 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
 
 def _second_turn(source: str, wanted: str, scene: Scene, seed: int, rng: np.random.Generator) -> Task:
     """A medium that is made, or a description, and the same with a change."""
-    before, changed = change_scene(scene, CARRIES[wanted], rng, "seen" if scene.split == "seen" else None)
+    before, changed = change_scene(scene, CARRIES[wanted], rng, _split_before(scene, source), source)
     same = rng.random() < 0.6
     factors = CARRIES[wanted] if source == "text" and same else CARRIES[source]
     first = [] if source == "text" and same else _openings(source, before, seed, rng)
@@ -195,6 +289,11 @@ def _second_turn(source: str, wanted: str, scene: Scene, seed: int, rng: np.rand
         asked = make_request(before, wanted, rng) if source == "text" else convert_request(source, wanted, rng)
     then = again_request(scene, changed, rng) if same else then_request(scene, changed, wanted, rng)
     return Task((_user(first, asked), _user([], then)), (source,), wanted, scene, ordered({*factors, *changed}))
+
+
+def _split_before(scene: Scene, source: str) -> str | None:
+    """Which split the scene before a change is of."""
+    return "seen" if scene.split_for(source) == "seen" else None
 
 
 def _factors(source: str) -> tuple[str, ...]:
@@ -220,15 +319,6 @@ def answer_tasks(bridge: Any, tasks: Sequence[Task], seed: int | Sequence[int] =
             dialogue += [*([reply.message] if reply is not None else []), task.messages[turn]]
         replies = bridge.generate(dialogues, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
     return replies
-
-
-def read_medium(medium: Image | Video | Audio) -> dict[str, str | None]:
-    """Return what the judge reads in a medium."""
-    if isinstance(medium, Audio):
-        return judge("audio", medium.samples.numpy(), medium.sample_rate)
-    if isinstance(medium, Video):
-        return judge("video", medium.frames.permute(0, 2, 3, 1).contiguous().numpy())
-    return judge("image", medium.pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def is_emitted(task: Task, reply: Any) -> bool:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mmbridge import __version__, hub
 from mmbridge.data.tasks import Task, answer_tasks, is_emitted, is_right, make_task, read_medium
 from mmbridge.errors import ConfigError
+from mmbridge.modality import MEDIA
 from mmbridge.registry import suggest
 from mmbridge.synthetic import Scene
 
@@ -140,14 +141,18 @@ def _gold(tasks: Sequence[Task]) -> list[list[str]]:
 def make_tasks(
     sources: str | Sequence[str], wanted: str, split: str, count: int, seed: int, turn: int = 1
 ) -> list[Task]:
-    """Return evaluation tasks of one direction, on fresh renderings; all directions are about the same scenes.
+    """Return evaluation tasks of one direction, on fresh renderings.
+
+    All directions are about the same scenes, but those from maps and traces that have a split of their own.
 
     Raises:
         ConfigError: There is no such direction.
     """
     rng = np.random.default_rng([seed, len(split)])
     first = RENDERING + seed * 100_000
-    return [make_task(sources, wanted, Scene.random(rng, split), first + index, turn) for index in range(count)]
+    source = sources if isinstance(sources, str) else "+".join(sources)
+    scenes = [Scene.random(rng, split, source) for _ in range(count)]
+    return [make_task(source, wanted, scene, first + index, turn) for index, scene in enumerate(scenes)]
 
 
 def replies(
@@ -173,7 +178,7 @@ def directions(bridge: Any) -> list[Direction]:
     Every medium that comes in, words, words with each medium, and a picture with a sound, to words, to every medium that goes
     out and to words where a medium would be out of place; two media at once from something else, and second turns.
     """
-    media = [name for name in ("image", "audio", "video") if name in bridge.inputs]
+    media = [name for name in MEDIA if name in bridge.inputs]
     made = [name for name in ("image", "audio", "video") if name in bridge.outputs]
     single = ["text", *media]
     pairs = [*(["image+audio"] if {"image", "audio"} <= set(media) else []), *(f"text+{name}" for name in media)]

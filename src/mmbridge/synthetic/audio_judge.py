@@ -20,7 +20,7 @@ _RECIPES = _RECIPES / np.linalg.norm(_RECIPES, axis=1, keepdims=True)  # (K, 8)
 _NUMBERS = np.arange(1, 9)
 
 
-def judge_audio(samples: np.ndarray, sample_rate: int) -> dict[str, str | None]:
+def judge_audio(samples: np.ndarray, sample_rate: float) -> dict[str, str | None]:
     """Read shape, size and motion from a sound.
 
     Args:
@@ -65,7 +65,7 @@ def judge_audio(samples: np.ndarray, sample_rate: int) -> dict[str, str | None]:
     return verdict
 
 
-def _spectrogram(samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _spectrogram(samples: np.ndarray, sample_rate: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Times of the frames (F,), energy below each frequency up to 7.5 kHz (F, N), and hertz per column."""
     length = round(_WINDOW * sample_rate)
     if len(samples) < 8 * length // 2:

@@ -33,6 +33,31 @@ _DESCRIBE = {
         "What makes this sound?", "Tell me what you hear.", "Please describe this sound.",
         "Can you describe the audio?", "What does it sound like?",
     ),
+    "depth": (
+        "What do you see?", "Tell me what you see.", "What is this?", "Describe the object.",
+        "Can you describe the object?", "Describe the depth map.", "What is in the depth map?",
+        "What does the depth map show?", "Please describe this depth map.",
+    ),
+    "normal": (
+        "What do you see?", "Tell me what you see.", "What is this?", "Describe the object.",
+        "Can you describe the object?", "Describe the normal map.", "What is in the normal map?",
+        "What does the normal map show?", "Please describe this normal map.",
+    ),
+    "pointcloud": (
+        "What do you see?", "Tell me what you see.", "What is this?", "Describe the object.",
+        "Can you describe the object?", "Describe the point cloud.", "What is in the point cloud?",
+        "What does the point cloud show?", "Please describe this point cloud.",
+    ),
+    "imu": (
+        "What happens?", "Tell me what happens.", "What moves?", "Describe the motion.", "Please describe this motion.",
+        "Describe the sensor trace.", "What is in the sensor trace?", "What does the sensor trace show?",
+        "Please describe this sensor trace.",
+    ),
+    "fmri": (
+        "What is it?", "Tell me what it is.", "What is this?", "Describe the scene.", "Can you describe the object?",
+        "Describe the brain scan.", "What is in the brain scan?", "What does the brain scan show?",
+        "Please describe this brain scan.",
+    ),
     "text": (
         "What is it?", "Describe the scene.", "Describe the object.", "What is in the scene?",
         "What does the text say?", "Tell me what it is.", "Please describe this scene.", "Can you describe the object?",
@@ -81,7 +106,7 @@ def answer(scene: Scene, factor: str) -> str:
 
 
 def describe_request(modality: str, rng: np.random.Generator) -> str:
-    """Ask what a picture, a video, a sound or a described scene contains.
+    """Ask what a medium or, for "text", a described scene contains.
 
     Raises:
         ConfigError: the modality is not known.

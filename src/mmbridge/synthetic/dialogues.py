@@ -85,9 +85,10 @@ class Dialogues:
     """Random dialogues.
 
     Args:
-        draw: Draws a scene and its number; the scenes that dialogues start from.
+        draw: Draws a scene that a source may show (see ``Scene.split_for``), and its number; the scenes that dialogues start
+            from. The source is a modality, or two joined by "+"; "text" where words give the scene.
         mix: Weights of the kinds of dialogue (see ``MIX``); kinds that are not named have weight 0.
-        inputs: What the user shows: "image", "video", "audio", and "text" for sentences in place of media.
+        inputs: What the user shows: any of ``requests.INPUTS``, and "text" for sentences in place of media.
         outputs: Media that can be made; requests for others are declined.
         turns: Chance that a dialogue about a medium goes on by a further turn.
         split: Which scenes a change may lead to; None for all.
@@ -98,7 +99,7 @@ class Dialogues:
 
     def __init__(
         self,
-        draw: Callable[[np.random.Generator], tuple[Scene, int]],
+        draw: Callable[[np.random.Generator, str], tuple[Scene, int]],
         mix: Mapping[str, float] | None = None,
         inputs: Sequence[str] = requests.MEDIA,
         outputs: Sequence[str] = ("image",),
@@ -110,6 +111,8 @@ class Dialogues:
         self.turns, self.split = turns, split
         for medium in self.outputs:
             lookup("data.outputs", medium, requests.MEDIA)
+        for name in self.inputs:
+            lookup("data.inputs", name, ("text", *requests.INPUTS))
         for kind in self.weights:
             lookup("data.mix", kind, tuple(MIX))
             needed = {"several": 2, "draw": 1, "convert": 1, "edit": 1}.get(kind, 0)
@@ -137,13 +140,13 @@ class Dialogues:
 
     def _show(self, rng: np.random.Generator, source: str) -> tuple[Topic, tuple[Shown, ...]]:
         """A scene that comes in, by one medium or, joined by "+", by two."""
-        scene, entry = self.draw(rng)
+        scene, entry = self.draw(rng, source)
         names = source.split("+")
         return Topic(scene, _united(*names)), tuple(Shown(name, scene, entry) for name in names)
 
     def _draw(self, rng: np.random.Generator, media: tuple[str, ...]) -> tuple[Exchange, Topic]:
         """Media from words."""
-        scene, _ = self.draw(rng)
+        scene, _ = self.draw(rng, "text")
         topic = Topic(scene, _united(*media), media)
         return make(requests.make_request(scene, media, rng), topic, media), topic
 
@@ -237,7 +240,7 @@ class Dialogues:
         if both:
             return make(requests.convert_request(source, wanted, rng), topic, (wanted,), shown)
         factors = CARRIES[source if wanted == "text" else wanted]
-        scene, changed = requests.change_scene(topic.scene, factors, rng, self.split)
+        scene, changed = requests.change_scene(topic.scene, factors, rng, self.split, source)
         if not changed:
             return self._ask("describe" if wanted == "text" else "convert", rng, topic, shown, source)[0]
         topic = Topic(scene, ordered({*topic.known, *changed}))
@@ -261,7 +264,7 @@ class Dialogues:
         if self.outputs and rng.random() < 0.25:
             missing = requests.missing_request(pick(requests.MEDIA, rng), pick(self.outputs, rng), rng)
             return Exchange(*missing)
-        topic, shown = (Topic(self.draw(rng)[0], ()), ()) if source is None else self._show(rng, source)
+        topic, shown = (Topic(self.draw(rng, "text")[0], ()), ()) if source is None else self._show(rng, source)
         if not lacking or rng.random() < 0.4:
             return Exchange(*requests.impossible_request(source, topic.scene, rng), shown)
         medium = pick(lacking, rng)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from mmbridge.synthetic.geometry import (
@@ -18,6 +20,14 @@ from mmbridge.synthetic.scene import CARRIES, Scene
 LUMA = np.array([0.299, 0.587, 0.114])
 """Brightness of red, green and blue (ITU-R BT.601, as in JPEG)."""
 _UNIT = (np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5) / IMAGE_SIZE * 2 - 1
+
+
+class Pose(NamedTuple):
+    """Where an object is: centre (2,) and radius in pixels, rotation in radians."""
+
+    centre: np.ndarray
+    radius: float
+    tilt: float
 
 
 def generator(scene: Scene, modality: str, seed: int) -> np.random.Generator:
@@ -40,6 +50,12 @@ def render_image(scene: Scene, seed: int) -> np.ndarray:
     return draw(scene, np.zeros((1, 2)), rng)[0]
 
 
+def pose(scene: Scene, rng: np.random.Generator) -> Pose:
+    """The object's place, size and rotation with their jitter, which are the first that a picture draws."""
+    centre = np.array(CENTRES[scene.place]) + rng.uniform(-1.2, 1.2, 2)
+    return Pose(centre, RADII[scene.size] * rng.uniform(0.95, 1.05), np.deg2rad(rng.uniform(-8, 8)))
+
+
 def draw(scene: Scene, offsets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw a scene's object at its place plus one offset per frame, on one ground, with fresh noise in each frame.
 
@@ -51,9 +67,8 @@ def draw(scene: Scene, offsets: np.ndarray, rng: np.random.Generator) -> np.ndar
     Returns:
         (F, 64, 64, 3) uint8.
     """
-    centres = np.array(CENTRES[scene.place]) + rng.uniform(-1.2, 1.2, 2) + offsets  # (F, 2)
-    radius = RADII[scene.size] * rng.uniform(0.95, 1.05)
-    tilt = np.deg2rad(rng.uniform(-8, 8))
+    centre, radius, tilt = pose(scene, rng)
+    centres = centre + offsets  # (F, 2)
     saturation, value = SATURATION_VALUE[scene.colour]
     colour = hsv_to_rgb(
         (HUES[scene.colour] + rng.uniform(-4, 4)) % 360,

@@ -101,8 +101,61 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
         "{thing} {moves}.",
         "The {shape} is {size}, and it {moves}.",
     ),
+    "depth": (
+        "{thing} {place}",
+        "There is {thing} {place}.",
+        "I see {thing} {place}.",
+        "{place}, there is {thing}.",
+        "The depth map shows {thing} {place}.",
+        "You can see {thing} {place}.",
+        "It is {thing} {place}.",
+        "The {shape} {place} is {size}.",
+    ),
+    "normal": (
+        "{thing} {place}",
+        "There is {thing} {place}.",
+        "I see {thing} {place}.",
+        "{place}, there is {thing}.",
+        "The normal map shows {thing} {place}.",
+        "You can see {thing} {place}.",
+        "It is {thing} {place}.",
+        "The {shape} {place} is {size}.",
+    ),
+    "pointcloud": (
+        "{thing} {place}",
+        "There is {thing} {place}.",
+        "I see {thing} {place}.",
+        "{place}, there is {thing}.",
+        "The point cloud shows {thing} {place}.",
+        "You can see {thing} {place}.",
+        "It is {thing} {place}.",
+        "The {shape} {place} is {size} and {colour}.",
+    ),
+    "imu": (
+        "{thing} {moving}",
+        "There is {thing} {moving}.",
+        "It is {thing} {moving}.",
+        "The sensor trace shows {thing} {moving}.",
+        "{thing} {moves}.",
+        "It {moves}, and it is {size}.",
+        "The object is {size}, and it {moves}.",
+        "The object {moves}. It is {size}.",
+    ),
+    "fmri": (
+        "{thing} {place} {moving}",
+        "There is {thing} {place} {moving}.",
+        "It is {thing} {place} {moving}.",
+        "{place}, {thing} {moves}.",
+        "The brain scan shows {thing} {place} {moving}.",
+        "It is {thing} {moving} {place}.",
+        "The {bare} {place} {moves}.",
+        "The {shape} {place} is {size} and {colour}, and it {moves}.",
+    ),
 }
 _TEMPLATES["text"] = tuple(template for template in _TEMPLATES["video"] if "video" not in template)
+
+
+_ORDER = ("size", "colour", "shape")
 
 
 def pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
@@ -128,11 +181,11 @@ def fill(template: str, scene: Scene, modality: str, rng: np.random.Generator | 
         template: May use {shape} {colour} {size} {place}, {bare} and {thing} (without and with
             article), {moving}, {moves}.
         scene: What is described.
-        modality: Decides whether {thing} has a colour.
+        modality: Decides whether {thing} has a colour and a shape; without a shape it is an "object".
         rng: Chooses synonyms; without one the canonical names are used.
     """
     names = {factor: say(scene, factor, rng) for factor in FACTORS}
-    bare = " ".join(names[factor] for factor in ("size", "colour", "shape") if factor in CARRIES[modality])
+    bare = _noun([names[factor] for factor in _ORDER if factor in CARRIES[modality]], "shape" in CARRIES[modality])
     verb, *rest = names["motion"].split()
     text = template.format(
         **names, bare=bare, thing=with_article(bare), moving=names["motion"], moves=" ".join([_FINITE[verb], *rest])
@@ -145,7 +198,7 @@ def caption(scene: Scene, modality: str = "text", rng: np.random.Generator | Non
 
     Args:
         scene: What is described.
-        modality: "text", "image", "video" or "audio".
+        modality: One of ``CARRIES``.
         rng: Chooses the phrasing and the synonyms; without one the caption is the canonical one.
 
     Raises:
@@ -153,6 +206,11 @@ def caption(scene: Scene, modality: str = "text", rng: np.random.Generator | Non
     """
     templates = _TEMPLATES[lookup("modality", modality, tuple(CARRIES))]
     return fill(templates[0] if rng is None else pick(templates, rng), scene, modality, rng)
+
+
+def _noun(names: Sequence[str], has_shape: bool) -> str:
+    """Names of size, colour and shape together: "small red circle", or without a shape "small object"."""
+    return " ".join(names if has_shape else [*names, "object"])
 
 
 def shared_caption(scene: Scene, factors: Collection[str], *media: str) -> str:
@@ -164,10 +222,11 @@ def shared_caption(scene: Scene, factors: Collection[str], *media: str) -> str:
         media: Modalities of what is made from it; of several, whatever one of them can show is named.
 
     Returns:
-        Such as "a small circle", the picture of a sound. Of all that a modality carries it is its canonical caption.
+        Such as "a small circle", the picture of a sound, or "a small object", that of an IMU trace. Of all that a
+        modality carries it is its canonical caption.
     """
     named = [factor for factor in factors if any(factor in CARRIES[medium] for medium in media)]
-    thing = with_article(" ".join(say(scene, factor) for factor in ("size", "colour", "shape") if factor in named))
+    thing = with_article(_noun([say(scene, factor) for factor in _ORDER if factor in named], "shape" in named))
     return " ".join([thing, *(say(scene, factor) for factor in ("place", "motion") if factor in named)])
 
 

@@ -16,6 +16,8 @@ from mmbridge.synthetic.scene import CARRIES, FACTORS, Scene, lookup
 
 MEDIA = ("image", "video", "audio")
 """What can be asked for beside words."""
+INPUTS = (*MEDIA, *(name for name in CARRIES if name not in ("text", *MEDIA)))
+"""What can come in beside words."""
 
 _VERBS = {"image": ("draw", "paint"), "video": ("film", "animate"), "audio": ("play", "let me hear")}
 _NOUNS = {"image": ("picture", "image"), "video": ("video", "clip"), "audio": ("sound", "audio")}
@@ -53,6 +55,23 @@ _GIVEN = {
     ),
     "audio": (
         "what you hear", "what makes this sound", "the object in the sound", "this sound", "the object in the audio",
+    ),
+    "depth": (
+        "this object", "what you see", "the object in the depth map", "this depth map", "what the depth map shows",
+    ),
+    "normal": (
+        "this object", "what you see", "the object in the normal map", "this normal map", "what the normal map shows",
+    ),
+    "pointcloud": (
+        "this object", "what you see", "the object in the point cloud", "this point cloud",
+        "what the point cloud shows",
+    ),
+    "imu": (
+        "what moves", "what happens", "the object in the sensor trace", "this sensor trace",
+        "what the sensor trace shows",
+    ),
+    "fmri": (
+        "this object", "this", "the object in the brain scan", "this brain scan", "what the brain scan shows",
     ),
     "image+audio": (
         "what you see and hear", "the object in the picture, moving as in the sound",
@@ -99,7 +118,7 @@ def convert_request(source: str, wanted: str | Sequence[str], rng: np.random.Gen
     """Ask for one medium, or for two, of what a source contains, naming nothing.
 
     Args:
-        source: "text", "image", "video", "audio", or "image+audio" for a picture and a sound of the same object.
+        source: "text", one of ``INPUTS``, or "image+audio" for a picture and a sound of the same object.
         wanted: One or two of "image", "video" and "audio".
         rng: Chooses the words.
 
@@ -194,7 +213,7 @@ def missing_request(source: str, wanted: str, rng: np.random.Generator) -> tuple
 
 
 def change_scene(
-    scene: Scene, factors: Sequence[str], rng: np.random.Generator, split: str | None = None
+    scene: Scene, factors: Sequence[str], rng: np.random.Generator, split: str | None = None, source: str = "text"
 ) -> tuple[Scene, tuple[str, ...]]:
     """Change one factor of a scene, sometimes two.
 
@@ -203,6 +222,7 @@ def change_scene(
         factors: The factors that may change.
         rng: Chooses what changes, and into what.
         split: The split of the result; None for any. Where no single change leads there, two may.
+        source: What shows it, which decides the split (see ``Scene.split_for``).
 
     Returns:
         The changed scene and which factors changed, in the order of ``FACTORS``; the same scene and none where no change
@@ -215,7 +235,7 @@ def change_scene(
     choices += [single[index] for index in rng.permutation(len(single))]
     choices += [double[index] for index in rng.permutation(len(double))]
     for changed in choices:
-        found = [other for other in _changes(scene, changed) if split in (None, other.split)]
+        found = [other for other in _changes(scene, changed) if split in (None, other.split_for(source))]
         if found:
             return pick(found, rng), changed
     return scene, ()

@@ -2,7 +2,8 @@
 
 A scene knows nothing of pixels or samples; `CARRIES` says which factors a modality can show at all. Two rules on the
 factors' indices hold out a fifth of what a picture can show and about a fifth of what a sound can carry, so that a
-model can be tested on combinations that it never met.
+model can be tested on combinations that it never met. Media that carry too little for these rules to hold out anything
+have rules of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ CARRIES: dict[str, tuple[str, ...]] = {
     "image": ("shape", "colour", "size", "place"),
     "video": ("shape", "colour", "size", "place", "motion"),
     "audio": ("shape", "size", "motion"),
+    "depth": ("shape", "size", "place"),
+    "normal": ("shape", "size", "place"),
+    "pointcloud": ("shape", "colour", "size", "place"),
+    "imu": ("size", "motion"),
+    "fmri": ("shape", "colour", "size", "place", "motion"),
 }
 SPLITS = ("seen", "unseen", "between")
 
@@ -77,13 +83,18 @@ class Scene:
         return _all_scenes()
 
     @staticmethod
-    def random(rng: np.random.Generator, split: str | None = None) -> Scene:
+    def random(rng: np.random.Generator, split: str | None = None, source: str = "text") -> Scene:
         """A scene drawn uniformly, from one split ("seen", "unseen", "between") or from all.
 
+        Args:
+            rng: Draws it.
+            split: The split; None for all scenes.
+            source: What it is to be shown by, which decides the split (see `split_for`); several are joined by "+".
+
         Raises:
-            ConfigError: the split is not known.
+            ConfigError: the split or the source is not known.
         """
-        scenes = _scenes_of(None if split is None else lookup("split", split, SPLITS))
+        scenes = _scenes_of(None if split is None else lookup("split", split, SPLITS), source)
         return scenes[rng.integers(len(scenes))]
 
     def replace(self, **values: Any) -> Scene:
@@ -113,8 +124,20 @@ class Scene:
     @property
     def split(self) -> str:
         """The scene's set: "seen" if neither rule holds it out, "unseen" if both do, else "between" (unused)."""
-        held_out = is_visibly_held_out(self) + is_audibly_held_out(self)
-        return ("seen", "between", "unseen")[held_out]
+        return self.split_for("text")
+
+    def split_for(self, source: str) -> str:
+        """The scene's set where it is shown by a modality, or by several joined by "+".
+
+        Depth and normal maps and IMU traces have a rule of their own, which has to agree with the other two.
+
+        Raises:
+            ConfigError: a modality is not known.
+        """
+        names = {lookup("modality", name, tuple(CARRIES)) for name in source.split("+")}
+        held_out = {is_visibly_held_out(self), is_audibly_held_out(self)}
+        held_out |= {_OWN_RULES[name](self) for name in names if name in _OWN_RULES}
+        return "between" if len(held_out) == 2 else "unseen" if held_out == {True} else "seen"
 
 
 def is_visibly_held_out(scene: Scene) -> bool:
@@ -129,11 +152,26 @@ def is_audibly_held_out(scene: Scene) -> bool:
     return (at["shape"] + at["size"] + at["motion"]) % 5 == 0
 
 
+def is_held_out_in_relief(scene: Scene) -> bool:
+    """Whether no depth or normal map in training shows this shape, size and place: 18 of 90 combinations."""
+    at = scene.indices
+    return (at["shape"] + at["size"] + 2 * at["place"]) % 5 == 0
+
+
+def is_held_out_in_motion(scene: Scene) -> bool:
+    """Whether no IMU trace in training is of this size and motion: 6 of 18 combinations, one of each motion."""
+    at = scene.indices
+    return (at["size"] + at["motion"]) % 3 == 0
+
+
+_OWN_RULES = {"depth": is_held_out_in_relief, "normal": is_held_out_in_relief, "imu": is_held_out_in_motion}
+
+
 @cache
 def _all_scenes() -> tuple[Scene, ...]:
     return tuple(Scene(*values) for values in itertools.product(*FACTORS.values()))
 
 
 @cache
-def _scenes_of(split: str | None) -> tuple[Scene, ...]:
-    return tuple(scene for scene in _all_scenes() if split is None or scene.split == split)
+def _scenes_of(split: str | None, source: str) -> tuple[Scene, ...]:
+    return tuple(scene for scene in _all_scenes() if split is None or scene.split_for(source) == split)
