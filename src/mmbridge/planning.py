@@ -23,7 +23,16 @@ from mmbridge.data.synthetic import POOL, SyntheticData
 from mmbridge.encoders.imagebind import ImageBindModel
 from mmbridge.errors import ConfigError
 from mmbridge.registry import suggest
-from mmbridge.specs import AudioInput, ImageInput, VideoInput
+from mmbridge.specs import (
+    AudioInput,
+    DisparityInput,
+    FmriInput,
+    ImageInput,
+    ImuInput,
+    MapInput,
+    PointsInput,
+    VideoInput,
+)
 from mmbridge.training.freezing import freeze
 from mmbridge.training.stages import check_stage
 
@@ -369,6 +378,16 @@ class _Planner:
                 shape = (1, spec.clips * spec.crops, 3, spec.frames, spec.size, spec.size)
             case AudioInput() as spec:
                 shape = (1, spec.clips, 1, spec.mel_bins, spec.frames)
+            case MapInput() as spec:
+                shape = (1, 2, 3, spec.image.size, spec.image.size)
+            case DisparityInput() as spec:
+                shape = (1, 1, spec.size, spec.size)
+            case PointsInput() as spec:
+                shape = (1, spec.points, spec.channels)
+            case ImuInput() as spec:
+                shape = (1, 6, spec.steps)
+            case FmriInput() as spec:
+                shape = (1, spec.voxels)
             case _:  # tensors of any shape: by the rule of ``Work``
                 return 2 * _matrices(encoder) * (encoder.spec.tokens or 1)
         return trace(encoder, torch.empty(shape, device="meta"))[0]
