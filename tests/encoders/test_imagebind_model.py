@@ -264,8 +264,8 @@ def test_wrong_arguments_are_named(model: ImageBindModel) -> None:
         ImageBind("text", config=CONFIG)
     with pytest.raises(ConfigError, match="built with the towers audio, not with 'vision'"):
         ImageBindModel(CONFIG, ("audio",)).embed("image", torch.zeros(1, 3, 16, 16))
-    with pytest.raises(MediaError, match="can't read imu files; it takes tensors"):
-        ImageBind("imu", config=CONFIG).prepare(torch.zeros(6, 20))
+    with pytest.raises(MediaError, match="can't read thermal files; it takes tensors"):
+        ImageBind("thermal", config=CONFIG).prepare(torch.zeros(1, 16, 16))
 
 
 def test_configuration_is_checked_and_survives_json() -> None:

@@ -166,6 +166,7 @@ def still_values(picture: PIL.Image.Image, name: str) -> np.ndarray:
 
 def _decode_exr(medium: MediaFile) -> np.ndarray:
     try:
+        _check_exr(medium)
         return _decode(medium, "exr_pipe").astype(np.float32)
     except MediaError as error:
         raise MediaError(
@@ -173,9 +174,32 @@ def _decode_exr(medium: MediaFile) -> np.ndarray:
         ) from error
 
 
+def _check_exr(medium: MediaFile) -> None:
+    """Raise MediaError where an EXR file is cut, which FFmpeg decodes without a word: by its table of chunks."""
+    with medium.decoding(), medium.open() as file:
+        content = file.read()
+        flags = int.from_bytes(content[4:8], "little")
+        if flags & 0x1800:
+            raise medium.damaged("it has several parts, or several depths a pixel")
+        place = 8
+        while content[place]:  # attributes: name, type, size, value
+            kind = content.index(b"\0", place) + 1
+            size = content.index(b"\0", kind) + 1
+            place = size + 4 + int.from_bytes(content[size : size + 4], "little")
+        table = place + 1
+        count = (int.from_bytes(content[table : table + 8], "little") - table) // 8  # the first chunk follows the table
+        chunks = np.frombuffer(content, "<u8", max(1, count), table)
+        size = int(chunks.max()) + (16 if flags & 0x200 else 4)  # after the coordinates of a tile or of a line
+        wanted = size + 4 + int.from_bytes(content[size : size + 4], "little")
+        if count < 1 or chunks.min() < table or len(content) < wanted:
+            raise medium.damaged(f"it holds {len(content)} of {wanted} bytes")
+
+
 def _decode(medium: MediaFile, demuxer: str) -> np.ndarray:
     with medium.decoding(), medium.open() as file, av.open(file, "r", format=demuxer) as container:
         context = container.streams.video[0].codec_context
+        if not context.width:
+            raise medium.damaged("its size can't be read")
         check_pixels(context.width, context.height, medium.name)
         for frame in container.decode(video=0):
             if getattr(frame, "is_corrupt", False):

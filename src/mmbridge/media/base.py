@@ -129,7 +129,7 @@ class MediaFile:
             raise
         except Exception as error:  # decoders raise anything on hostile bytes, MemoryError for an absurd size included
             reason = getattr(error, "strerror", None) or str(error)  # FFmpeg's str() adds error numbers
-            raise self.damaged(reason.strip().rstrip(".") or type(error).__name__) from error
+            raise self.damaged(" ".join(reason.split()).rstrip(".") or type(error).__name__) from error
 
     @property
     def size(self) -> int:

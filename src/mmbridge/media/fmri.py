@@ -116,7 +116,8 @@ def _array(source: object, modality: str, root: str | os.PathLike[str] | None) -
     if isinstance(source, np.ndarray):
         return source, "the array"
     if isinstance(source, Tensor):
-        return source.detach().cpu().float().numpy(), "the tensor"
+        values = source.detach().cpu()
+        return (values if values.is_complex() else values.float()).numpy(), "the tensor"
     if isinstance(source, (str, os.PathLike, bytes)):
         medium = find_file(source, modality, _FORMATS, root)
         return read_npy(medium) if medium.format == "NumPy" else _read_nifti(medium), medium.name

@@ -22,6 +22,7 @@ _FORMATS = {"PNG": "PNG (8 or 16 bit)", "NumPy": "NPY", "EXR": "EXR"}
 _SUFFIXES = (".png", ".npy")
 _MILLIMETRE = 0.001
 _UNIT = 0.01  # how far from 1 the length of a normal may be
+_EXACT = 1e-5  # the rounding of float32, which is left as it is
 _SHORTEST = 0.1  # a direction that is stored as a shorter vector is not known
 _ASPECT = 0.05
 
@@ -206,7 +207,8 @@ class Normal:
             raise MediaError(
                 f"{name} holds no direction: all vectors are shorter than {_SHORTEST}; is it a normal map?"
             )
-        return cls((vectors / lengths.clamp_min(_SHORTEST) * known).contiguous(), paired)
+        vectors = torch.where((lengths - 1).abs() < _EXACT, vectors, vectors / lengths.clamp_min(_SHORTEST))
+        return cls((vectors * known).contiguous(), paired)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an NPY file (3, H, W), which holds every bit, or a PNG of 8 bits, whole or not at all; no picture.
