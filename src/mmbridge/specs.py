@@ -40,6 +40,11 @@ class ImageInput:
     std: tuple[float, float, float]
     resize: str = "crop"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (3, self.size, self.size)
+
 
 @dataclass(frozen=True)
 class VideoInput:
@@ -55,6 +60,11 @@ class VideoInput:
     frames: int
     seconds: float
     crops: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (self.clips * self.crops, 3, self.frames, self.size, self.size)
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,11 @@ class AudioInput:
     mean: float
     std: float
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (self.clips, 1, self.mel_bins, self.frames)
+
 
 @dataclass(frozen=True)
 class MapInput:
@@ -82,12 +97,22 @@ class MapInput:
 
     image: ImageInput
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (2, *self.image.shape)
+
 
 @dataclass(frozen=True)
 class DisparityInput:
     """Depth map that an encoder wants without a picture: disparity, 1 at the nearest point, shape (1, size, size)."""
 
     size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (1, self.size, self.size)
 
 
 @dataclass(frozen=True)
@@ -101,6 +126,11 @@ class PointsInput:
     channels: int = 6
     coordinates: tuple[int, ...] = (0, 1, 2)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (self.points, self.channels)
+
 
 @dataclass(frozen=True)
 class ImuInput:
@@ -109,12 +139,22 @@ class ImuInput:
     sample_rate: float
     steps: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (6, self.steps)
+
 
 @dataclass(frozen=True)
 class FmriInput:
     """Brain activity that an encoder wants: as many voxels as it was made for, shape (voxels,)."""
 
     voxels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (self.voxels,)
 
 
 InputSpec = ImageInput | VideoInput | AudioInput | MapInput | DisparityInput | PointsInput | ImuInput | FmriInput

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from measured import noise
+from media.measured import noise
 
 from mmbridge.errors import MediaError, MissingExtraError
 from mmbridge.media import Fmri, prepare_fmri

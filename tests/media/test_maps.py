@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from measured import example, picture
+from media.measured import example, picture
 
 from mmbridge.errors import MediaError
 from mmbridge.media import Depth, Image, Normal, prepare_disparity, prepare_image, prepare_map

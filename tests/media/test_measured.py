@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from measured import example, values
+from media.measured import example, values
 
 from mmbridge import media
 from mmbridge.errors import MediaError

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from measured import example, noise
+from media.measured import example, noise
 
 from mmbridge.errors import MediaError
 from mmbridge.media import PointCloud, prepare_points
