@@ -1,10 +1,15 @@
 """The message schema and its rendering: positions of media and of what the assistant says."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from media.measured import example, noise, picture
 
-from mmbridge.errors import ConfigError, MessageError
+from mmbridge import media
+from mmbridge.errors import ConfigError, MediaError, MessageError
 from mmbridge.messages import (
     MediumPart,
     MediumPiece,
@@ -13,8 +18,10 @@ from mmbridge.messages import (
     parse_messages,
     read_messages,
     render,
+    store_media,
     template_names,
 )
+from mmbridge.modality import MEDIA, SUFFIXES
 
 IMAGE = {"type": "image", "path": "cat.png"}
 DIALOGUE = [
@@ -194,3 +201,69 @@ def test_templates_that_do_not_work_are_refused(template, error, message):
 def test_templates_run_in_a_sandbox():
     with pytest.raises(ConfigError, match="unsafe"):
         pieces_of(DIALOGUE, "{{ messages.__class__.__base__.__subclasses__() }}")
+
+
+def test_maps_may_have_a_picture():
+    photo = media.Image(torch.zeros(3, 4, 4, dtype=torch.uint8))
+    given = [
+        {"type": "depth", "path": "d.npy", "picture": Path("a.png")},
+        {"type": "normal", "path": "n.npy", "picture": photo},
+    ]
+    depth, normal = parse_messages([{"role": "user", "content": given}])[0].parts
+    assert depth == MediumPart("depth", "d.npy", picture="a.png") and normal.picture is photo
+    assert depth.options == {"picture": "a.png"} and MediumPart("audio", data=[0.0], sample_rate=8).options == {
+        "sample_rate": 8
+    }
+    with pytest.raises(
+        MessageError, match=r"part 0 of type 'image' has a 'picture', which only depth and normal parts may"
+    ):
+        parse_messages([{"role": "user", "content": [{**IMAGE, "picture": "a.png"}]}])
+    with pytest.raises(MessageError, match=r"of type 'depth' has the unknown key 'pictur'; did you mean 'picture'"):
+        parse_messages([{"role": "user", "content": [{"type": "depth", "path": "d.npy", "pictur": "a.png"}]}])
+    with pytest.raises(MessageError, match=r"of type 'imu' needs a number as 'sample_rate', not '50'"):
+        parse_messages([{"role": "user", "content": [{"type": "imu", "path": "a.npy", "sample_rate": "50"}]}])
+
+
+@pytest.mark.parametrize("modality", MEDIA)
+def test_media_in_memory_are_stored_as_they_are(modality, tmp_path):
+    medium = {
+        "image": lambda: picture(),
+        "audio": lambda: media.Audio((noise(800) * 1000).round().clamp(-32768, 32767) / 32768, 8000),
+        "video": lambda: media.Video(picture().pixels[None], 1.0),
+    }.get(modality, lambda: example(modality))()
+    (message,) = store_media([{"role": "user", "content": [{"type": modality, "data": medium}]}], tmp_path)
+    (part,) = message["content"]
+    assert part == {"type": modality, "path": f"{modality}-0{SUFFIXES[modality]}"}
+    (stored,) = parse_messages([message])[0].parts
+    again = media.load(modality, stored.path, root=tmp_path, **stored.options)
+    assert modality == "video" or again.content_hash == medium.content_hash
+
+
+def test_pictures_of_maps_are_stored_beside_them(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir(), target.mkdir()
+    photo, depth = picture(), example("depth")
+    photo.save(source / "photo.png")
+    depth.save(source / "map.png")
+    np.save(source / "imu.npy", example("imu").samples.numpy())
+    content = [
+        {"type": "depth", "path": "map.png", "picture": "photo.png"},
+        {"type": "depth", "data": media.Depth(depth.map, photo)},
+        {"type": "normal", "data": example("normal"), "picture": "photo.png"},
+        {"type": "depth", "data": depth.map, "picture": photo.pixels},
+        {"type": "imu", "path": "imu.npy", "sample_rate": 50},
+    ]
+    (message,) = store_media([{"role": "user", "content": content}], target, source)
+    assert message["content"] == [
+        {"type": "depth", "path": "depth-0.png", "picture": "depth-0-picture.png"},
+        {"type": "depth", "path": "depth-1.npy", "picture": "depth-1-picture.png"},
+        {"type": "normal", "path": "normal-2.npy", "picture": "normal-2-picture.png"},
+        {"type": "depth", "path": "depth-3.npy", "picture": "depth-3-picture.png"},
+        {"type": "imu", "path": "imu-4.npy", "sample_rate": 50},
+    ]
+    assert json.loads(json.dumps(message)) == message
+    for part in parse_messages([message])[0].parts:
+        medium = media.load(part.type, part.path, target, **part.options)
+        assert part.type == "imu" or medium.picture.content_hash == photo.content_hash
+    with pytest.raises(MediaError, match="leads out of the data root"):
+        store_media([{"role": "user", "content": [{**content[0], "picture": "../photo.png"}]}], target, source)

@@ -420,8 +420,7 @@ def load_part(part: MediumPart, root: str | Path | None) -> Any:
     source = part.data if part.data is not None else part.path
     if source is None:
         return None
-    options = {key: value for key, value in (("sample_rate", part.sample_rate), ("fps", part.fps)) if value is not None}
-    return media.load(part.type, source, root=root, **options)
+    return media.load(part.type, source, root=root, **part.options)
 
 
 def flat_places(span: MediumSpan, length: int) -> Tensor:

@@ -18,7 +18,7 @@ class ShapeError(MMBridgeError):
 
 
 class MediaError(MMBridgeError):
-    """A picture, a sound or a video can't be read, used or written."""
+    """A medium can't be read, used or written."""
 
 
 class MessageError(MMBridgeError):

@@ -2,9 +2,9 @@
 
 A message is ``{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "Why?"}]}``;
 content may also be a plain string. A medium is given by ``path`` or, from Python, by ``data`` (a loaded medium, an
-array, a PIL image, bytes). A medium of the assistant may carry the ``caption`` that a decoder is aligned to. Templates
-are Jinja files in ``templates/``; positions of media and of supervised text are tracked through rendering, never
-searched for afterwards.
+array, a PIL image, bytes); a depth or normal map may come with the ``picture`` of the same view. A medium of the
+assistant may carry the ``caption`` that a decoder is aligned to. Templates are Jinja files in ``templates/``; positions
+of media and of supervised text are tracked through rendering, never searched for afterwards.
 """
 
 import functools
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbridge.errors import ConfigError, MediaError, MessageError
-from mmbridge.modality import CONTENT_TYPES, SUFFIXES
+from mmbridge.modality import CONTENT_TYPES, PAIRED, SUFFIXES
 from mmbridge.registry import suggest
 
 ROLES = ("system", "user", "assistant")
@@ -35,14 +35,24 @@ class TextPart:
 
 @dataclass
 class MediumPart:
-    """A medium of a turn: its type, where it is (``path``) or what it is (``data``), and its caption if known."""
+    """A medium of a turn: its type, where it is (``path``) or what it is (``data``), and its caption if known.
+
+    A depth or normal map may have the ``picture`` of the same view, a path or whatever ``Image.load`` reads.
+    """
 
     type: str
     path: str | None = None
     data: Any = None
     caption: str | None = None
-    sample_rate: int | None = None
+    sample_rate: float | None = None
     fps: float | None = None
+    picture: Any = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``media.load`` is told besides the source."""
+        named = (("sample_rate", self.sample_rate), ("fps", self.fps), ("picture", self.picture))
+        return {key: value for key, value in named if value is not None}
 
 
 Part = TextPart | MediumPart
@@ -88,8 +98,12 @@ def _part(value: Any, where: str) -> Part:
         if not isinstance(value.get("text"), str) or len(value) != 2:
             raise MessageError(f"{where} of type 'text' needs exactly one other key, 'text', that holds a string.")
         return TextPart(value["text"])
-    allowed = ["type", "path", "data", "caption", "sample_rate", "fps"]
+    allowed = ["type", "path", "data", "caption", "sample_rate", "fps", *(["picture"] if kind in PAIRED else [])]
     for key in value:
+        if key == "picture" and kind not in PAIRED:
+            raise MessageError(
+                f"{where} of type {kind!r} has a 'picture', which only {' and '.join(PAIRED)} parts may have."
+            )
         if key not in allowed:
             raise MessageError(f"{where} of type {kind!r} has the unknown key {key!r}{suggest(str(key), allowed[1:])}")
     has_path, has_data = value.get("path") is not None, value.get("data") is not None
@@ -103,7 +117,14 @@ def _part(value: Any, where: str) -> Part:
     caption = value.get("caption")
     if caption is not None and not isinstance(caption, str):
         raise MessageError(f"{where} of type {kind!r} needs a string as 'caption', not {caption!r:.60}.")
-    return MediumPart(kind, path, value.get("data"), caption, value.get("sample_rate"), value.get("fps"))
+    for key in ("sample_rate", "fps"):
+        rate = value.get(key)
+        if rate is not None and (not isinstance(rate, int | float) or isinstance(rate, bool)):
+            raise MessageError(f"{where} of type {kind!r} needs a number as {key!r}, not {rate!r:.60}.")
+    picture = value.get("picture")
+    if isinstance(picture, Path):
+        picture = str(picture)
+    return MediumPart(kind, path, value.get("data"), caption, value.get("sample_rate"), value.get("fps"), picture)
 
 
 def parse_messages(messages: Sequence[Message]) -> list[Turn]:
@@ -169,7 +190,7 @@ def store_media(messages: Sequence[Message], folder: Path, root: str | Path | No
                 continue
             entry: dict[str, Any] = {"type": part.type}
             if part.path is not None or part.data is not None:
-                entry["path"] = _store_medium(part, folder, root, f"{part.type}-{count}")
+                entry |= _store_medium(part, folder, root, f"{part.type}-{count}")
                 count += 1
             if part.caption is not None:
                 entry["caption"] = part.caption
@@ -178,20 +199,36 @@ def store_media(messages: Sequence[Message], folder: Path, root: str | Path | No
     return stored
 
 
-def _store_medium(part: MediumPart, folder: Path, root: str | Path | None, stem: str) -> str:
+def _store_medium(part: MediumPart, folder: Path, root: str | Path | None, stem: str) -> dict[str, Any]:
+    """Write a medium and the picture of a map; returns what a part needs to name them."""
     from mmbridge import media
-    from mmbridge.media.base import within_root
 
     if part.path is not None:
-        name = stem + Path(part.path).suffix.lower()
-        try:
-            shutil.copyfile(within_root(part.path, root), folder / name)
-        except OSError as error:
-            raise MediaError(f"{part.path!r} can't be copied to {str(folder)!r} ({error.strerror}).") from error
-        return name
-    options = {key: value for key in ("sample_rate", "fps") if (value := getattr(part, key)) is not None}
-    name = stem + SUFFIXES[part.type]
-    media.load(part.type, part.data, **options).save(folder / name)
+        entry: dict[str, Any] = {"path": _copy(part.path, folder, root, stem)}
+        if part.sample_rate is not None:
+            entry["sample_rate"] = part.sample_rate
+        picture = part.picture
+    else:
+        entry = {"path": stem + SUFFIXES[part.type]}
+        medium: Any = media.load(part.type, part.data, root, **part.options)
+        medium.save(folder / entry["path"])
+        picture = part.picture if isinstance(part.picture, str) else getattr(medium, "picture", None)
+    if isinstance(picture, str):
+        entry["picture"] = _copy(picture, folder, root, f"{stem}-picture")
+    elif picture is not None:
+        entry["picture"] = f"{stem}-picture{SUFFIXES['image']}"
+        media.Image.load(picture).save(folder / entry["picture"])
+    return entry
+
+
+def _copy(path: str, folder: Path, root: str | Path | None, stem: str) -> str:
+    from mmbridge.media.base import within_root
+
+    name = stem + Path(path).suffix.lower()
+    try:
+        shutil.copyfile(within_root(path, root), folder / name)
+    except OSError as error:
+        raise MediaError(f"{path!r} can't be copied to {str(folder)!r} ({error.strerror}).") from error
     return name
 
 

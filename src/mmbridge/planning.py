@@ -23,7 +23,6 @@ from mmbridge.data.synthetic import POOL, SyntheticData
 from mmbridge.encoders.imagebind import ImageBindModel
 from mmbridge.errors import ConfigError
 from mmbridge.registry import suggest
-from mmbridge.specs import AudioInput, ImageInput, VideoInput
 from mmbridge.training.freezing import freeze
 from mmbridge.training.stages import check_stage
 
@@ -362,16 +361,9 @@ class _Planner:
 
     def _encoder(self, encoder: Any) -> int:
         """Return the FLOPs of encoding one medium."""
-        match encoder.input:
-            case ImageInput() as spec:
-                shape: tuple[int, ...] = (1, 3, spec.size, spec.size)
-            case VideoInput() as spec:
-                shape = (1, spec.clips * spec.crops, 3, spec.frames, spec.size, spec.size)
-            case AudioInput() as spec:
-                shape = (1, spec.clips, 1, spec.mel_bins, spec.frames)
-            case _:  # tensors of any shape: by the rule of ``Work``
-                return 2 * _matrices(encoder) * (encoder.spec.tokens or 1)
-        return trace(encoder, torch.empty(shape, device="meta"))[0]
+        if encoder.input is None:  # tensors of any shape: by the rule of ``Work``
+            return 2 * _matrices(encoder) * (encoder.spec.tokens or 1)
+        return trace(encoder, torch.empty(1, *encoder.input.shape, device="meta"))[0]
 
     def _denoising(self, decoder: Any) -> tuple[int, int, int, int]:
         """Return, for one medium, the FLOPs and stored bytes of denoising, the numbers of its target and the FLOPs of that."""

@@ -35,7 +35,16 @@ from mmbridge.conversion.keymap import KeyMap, Target, listed
 from mmbridge.encoders.imagebind import ImageBindModel, read_config
 from mmbridge.errors import CheckpointError, ConfigError, MMBridgeError
 from mmbridge.registry import suggest
-from mmbridge.specs import AudioInput, VideoInput
+from mmbridge.specs import (
+    AudioInput,
+    DisparityInput,
+    FmriInput,
+    ImageInput,
+    ImuInput,
+    MapInput,
+    PointsInput,
+    VideoInput,
+)
 
 log = logging.getLogger("mmbridge")
 
@@ -359,12 +368,23 @@ class _Modules:
 
 def _medium(spec: Any) -> Any:
     """Return any medium that a spec takes, None where files are not taken."""
-    if spec is None:
-        return None
-    if isinstance(spec, AudioInput):
-        return media.Audio(0.1 * probe.noise(spec.sample_rate), spec.sample_rate)
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    return media.Video(picture.expand(8, -1, -1, -1), 4.0) if isinstance(spec, VideoInput) else media.Image(picture)
+    match spec:
+        case ImageInput():
+            return media.Image(picture)
+        case VideoInput():
+            return media.Video(picture.expand(8, -1, -1, -1), 4.0)
+        case AudioInput():
+            return media.Audio(0.1 * probe.noise(spec.sample_rate), spec.sample_rate)
+        case MapInput() | DisparityInput():
+            return media.Depth(torch.ones(32, 32), media.Image(picture))
+        case PointsInput():
+            return media.PointCloud(probe.noise(spec.points, 6).sigmoid())
+        case ImuInput():
+            return media.Imu(probe.noise(6, spec.steps), spec.sample_rate)
+        case FmriInput():
+            return media.Fmri(probe.noise(spec.voxels))
+    return None
 
 
 def _store_checks(folder: Path, modules: _Modules) -> None:

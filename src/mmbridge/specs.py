@@ -40,6 +40,11 @@ class ImageInput:
     std: tuple[float, float, float]
     resize: str = "crop"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (3, self.size, self.size)
+
 
 @dataclass(frozen=True)
 class VideoInput:
@@ -56,6 +61,11 @@ class VideoInput:
     seconds: float
     crops: int = 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (self.clips * self.crops, 3, self.frames, self.size, self.size)
+
 
 @dataclass(frozen=True)
 class AudioInput:
@@ -71,3 +81,81 @@ class AudioInput:
     seconds: float
     mean: float
     std: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (self.clips, 1, self.mel_bins, self.frames)
+
+
+@dataclass(frozen=True)
+class MapInput:
+    """Depth or normal map that an encoder wants with its picture: both as ``image`` says, shape (2, 3, size, size).
+
+    A depth map becomes a grey picture, black at its smallest and white at its largest depth; normals become colours.
+    """
+
+    image: ImageInput
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (2, *self.image.shape)
+
+
+@dataclass(frozen=True)
+class DisparityInput:
+    """Depth map that an encoder wants without a picture: disparity, 1 at the nearest point, shape (1, size, size)."""
+
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (1, self.size, self.size)
+
+
+@dataclass(frozen=True)
+class PointsInput:
+    """Point cloud that an encoder wants: ``points`` points in the unit ball, shape (points, 6), or (points, 3).
+
+    ``coordinates`` are the channels between which the encoder measures distances.
+    """
+
+    points: int
+    channels: int = 6
+    coordinates: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (self.points, self.channels)
+
+
+@dataclass(frozen=True)
+class ImuInput:
+    """Motion that an encoder wants: the first ``steps`` samples at ``sample_rate`` Hz, zeros after the end, (6, steps)."""
+
+    sample_rate: float
+    steps: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (6, self.steps)
+
+
+@dataclass(frozen=True)
+class FmriInput:
+    """Brain activity that an encoder wants: as many voxels as it was made for, shape (voxels,)."""
+
+    voxels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        return (self.voxels,)
+
+
+InputSpec = ImageInput | VideoInput | AudioInput | MapInput | DisparityInput | PointsInput | ImuInput | FmriInput
+"""Whatever raw input an encoder may want."""

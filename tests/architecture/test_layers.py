@@ -32,6 +32,7 @@ HEAVY = {
     "av": ("media/",),
     "diffusers": ("decoders/",),
     "lightning": ("training/",),
+    "nibabel": ("media/fmri.py",),
     "open_clip": ("encoders/openclip.py", "encoders/imagebind.py"),
     "peft": ("backbones/lora.py",),
     "soundfile": ("media/",),

@@ -77,7 +77,7 @@ def test_lines_that_cannot_be_answered_are_explained_and_the_rest_is_answered(br
     explained = [line for line in explained if line.startswith("mmbridge: ")]
     words = [
         "no file 'none.png'",
-        "no picture, sound or video",
+        "no picture, sound, video or point cloud",
         "no file 'none.png'",
         "needs the name",
         "did you mean '/save'",

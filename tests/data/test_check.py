@@ -99,7 +99,11 @@ def test_media_are_read_on_request(folder):
     told = []
     assert check(path, decode=True, report=told.append).dialogues == 2
     assert [sentence.partition(": ")[0] for sentence in told] == [f"{path}:{number}" for number in (2, 3, 4, 6)]
-    assert "damaged or truncated PNG" in told[0] and "looks like text" in told[1] and "no modality 'imu'" in told[3]
+    assert (
+        "damaged or truncated PNG" in told[0]
+        and "looks like text" in told[1]
+        and "not an IMU trace that can be read: it looks like WAV" in told[3]
+    )
 
 
 def test_files_are_below_the_given_root(folder):
@@ -169,3 +173,28 @@ def test_bad_command_lines_are_one_sentence(arguments, sentence, capsys):
     assert main(["data", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
+
+
+def test_maps_are_checked_with_their_pictures_and_traces_with_their_rates(folder):
+    np.save(folder / "depth.npy", np.ones((4, 4), dtype=np.float32))
+    np.save(folder / "imu.npy", np.zeros((6, 9), dtype=np.float32))
+    (folder / "text.png").write_text("words")
+
+    def told_of(*parts):
+        told = []
+        check(
+            write(folder, *({"messages": [{"role": "user", "content": [part]}]} for part in parts)),
+            decode=True,
+            report=told.append,
+        )
+        return told
+
+    depth, imu = {"type": "depth", "path": "depth.npy"}, {"type": "imu", "path": "imu.npy"}
+    assert told_of(depth, {**depth, "picture": "a.png"}, {**imu, "sample_rate": 50}) == []
+    wrong = told_of({**depth, "picture": "no.png"}, {**depth, "picture": "text.png"}, {**depth, "picture": 5}, imu)
+    assert [sentence.split(": ", 1)[1][:40] for sentence in wrong] == [
+        f"there is no file 'no.png' below '{folder}"[:40],
+        "'text.png' is not an image that can be read"[:40],
+        "a picture in a file is given by its file name, not by 5"[:40],
+        "'imu.npy' does not say its rate; pass sample_rate="[:40],
+    ]

@@ -5,6 +5,7 @@ import os
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -251,3 +252,20 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="cache folder .* can't be made"):
         FeatureStore(tmp_path / "file" / "cache")
+
+
+def test_another_picture_of_the_same_map_is_another_medium(tmp_path, pictures):
+    np.save(tmp_path / "depth.npy", np.ones((4, 4), dtype=np.float32))
+    store, seen = FeatureStore(None), []
+
+    def compute(parts):
+        seen.extend(part.picture for part in parts)
+        return [torch.zeros(1)] * len(parts)
+
+    image = Image.load(tmp_path / "0.png")
+    for picture in ("0.png", "1.png", None, image, "0.png"):
+        store.fetch("f", [MediumPart("depth", path="depth.npy", picture=picture)], compute, tmp_path)
+    assert seen == ["0.png", "1.png", None, image]  # the last is known
+    store.fetch("f", [MediumPart("depth", data=np.ones((4, 4)), picture="0.png")], compute, tmp_path)
+    with pytest.raises(MediaError, match=r"no file 'none\.png'"):
+        store.fetch("f", [MediumPart("depth", path="depth.npy", picture="none.png")], compute, tmp_path)

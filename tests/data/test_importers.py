@@ -62,6 +62,28 @@ def test_pairs_are_described_or_made(folder, kind):
     assert answer[1][1] == {"type": kind, "caption": "A cat, asleep {}"}
 
 
+def test_pairs_of_other_media_are_described(folder):
+    for name in ("map.npy", "trace.npy"):
+        (folder / name).write_bytes(b"x")
+    (pair, trace, alone), told = converted(
+        folder,
+        "pairs",
+        {"depth": "map.npy", "picture": "a.png", "caption": "a cat"},
+        {"imu": "trace.npy", "sample_rate": "50", "caption": "walking"},
+        {"pointcloud": "map.npy", "picture": "a.png", "caption": "a chair"},
+        {"imu": "trace.npy", "sample_rate": "fast", "caption": "walking"},
+        {"normal": "map.npy", "picture": "none.png", "caption": "a cat"},
+    )
+    assert pair[0][1][0] == {"type": "depth", "path": "map.npy", "picture": "a.png"}
+    assert trace[0][1][0] == {"type": "imu", "path": "trace.npy", "sample_rate": 50.0}
+    assert alone[0][1][0] == {"type": "pointcloud", "path": "map.npy"}
+    assert "record 4: needs a number as 'sample_rate', not 'fast'." in told[0] and "no file 'none.png'" in told[1]
+    _, (sentence,) = converted(
+        folder, "pairs-out", {"depth": "map.npy", "caption": "a cat"}, {"image": "a.png", "caption": "a"}
+    )
+    assert "type 'depth', which nothing makes; the assistant makes image, video, audio." in sentence
+
+
 def test_pairs_are_read_from_csv(folder):
     (folder / "pairs.csv").write_text('\ufeffimage,caption\na.png,"a ä, b"\nnone.png,c\na.png\n', encoding="utf-8")
     told = []
@@ -144,7 +166,7 @@ def test_mosit_keeps_what_the_user_gives(folder):
     [
         ("pairs", [1], "must be an object, not [1]."),
         ("pairs", {"image_name": "a.png"}, "needs words as 'caption', not None."),
-        ("pairs", {"caption": "a"}, "needs one of image_name, video_name and audio_name, and has 0."),
+        ("pairs", {"caption": "a"}, "needs one of image_name, video_name, audio_name or another medium, and has 0."),
         ("pairs", {"caption": "a", "image": "none.png"}, "there is no file 'none.png' below"),
         ("pairs", {"caption": "a", "image": "../a.png"}, "leads out of the data root"),
         ("pairs", {"caption": "a", "image": 7}, "needs words as 'image', not 7."),

@@ -1,13 +1,16 @@
 """The page of a bridge of random tiny parts that really trains, and ``mmbridge demo --no-train``."""
 
 import base64
+import io
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import tiny
+from PIL import Image as PilImage
 
 from mmbridge import Bridge
 from mmbridge.cli.main import main
@@ -180,6 +183,22 @@ def test_sounds_and_videos_get_players(trained):
     page = check_alone(build_page(Report("b", 1.0, [heard], report.parts, report.table), out))
     assert "audio" in page.tags and "video" in page.tags
     assert {source.split(";")[0] for source in page.sources} == {"data:audio/wav", "data:image/png", "data:video/mp4"}
+
+
+def test_media_of_numbers_are_drawn(trained, tmp_path):
+    _, report = trained
+    np.save(tmp_path / "depth.npy", np.eye(9, dtype=np.float32))
+    np.save(tmp_path / "imu.npy", np.eye(6, 9, dtype=np.float32))
+    (tmp_path / "cloud.csv").write_text("0,0,0\n1,2,3\n3,1,2\n")
+    given = [
+        {"type": "depth", "path": "depth.npy"},
+        {"type": "imu", "path": "imu.npy", "sample_rate": 50},
+        {"type": "pointcloud", "path": "cloud.csv"},
+    ]
+    shown = Exchange(**{**vars(report.exchanges[0]), "messages": [{"role": "user", "content": given}]})
+    page = check_alone(build_page(Report("b", 1.0, [shown], report.parts, report.table), tmp_path))
+    drawn = [PilImage.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) for source in page.sources]
+    assert [picture.size for picture in drawn] == [(9, 9), (480, 240), (256, 256)]
 
 
 def test_words_are_escaped(trained):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from media.measured import example
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -20,7 +21,7 @@ from mmbridge.encoders.imagebind_modules import (
     VisionConfig,
 )
 from mmbridge.errors import ConfigError, MediaError, ShapeError
-from mmbridge.specs import AudioInput, ImageInput, TokenSpec, VideoInput
+from mmbridge.specs import AudioInput, DisparityInput, ImageInput, ImuInput, TokenSpec, VideoInput
 
 CONFIG = ImageBindConfig(
     embed_dim=12,
@@ -249,6 +250,16 @@ def test_wrong_shapes_are_named(model: ImageBindModel, modality: str, shape: tup
         model.embed(modality, torch.zeros(shape, dtype=torch.long if modality == "text" else torch.float))
 
 
+def test_depth_maps_and_traces_are_read_from_media() -> None:
+    depth, imu = ImageBind("depth", config=CONFIG), ImageBind("imu", config=CONFIG)
+    assert depth.input == DisparityInput(16) and imu.input == ImuInput(400.0, 20)
+    for encoder in (depth, imu):
+        x = encoder.prepare(example(encoder.modality))
+        assert x[None].shape == (1, *INPUTS[encoder.modality][1:])
+        assert encoder(x[None]).shape == (1, encoder.spec.tokens, encoder.spec.dim)
+    assert ImuConfig().steps / ImuConfig().sample_rate == 5.0  # seconds, as in the paper
+
+
 def test_wrong_arguments_are_named(model: ImageBindModel) -> None:
     with pytest.raises(ConfigError, match="no modality 'imagee'; did you mean 'image'"):
         ImageBind("imagee", config=CONFIG)
@@ -264,8 +275,8 @@ def test_wrong_arguments_are_named(model: ImageBindModel) -> None:
         ImageBind("text", config=CONFIG)
     with pytest.raises(ConfigError, match="built with the towers audio, not with 'vision'"):
         ImageBindModel(CONFIG, ("audio",)).embed("image", torch.zeros(1, 3, 16, 16))
-    with pytest.raises(MediaError, match="can't read imu files; it takes tensors"):
-        ImageBind("imu", config=CONFIG).prepare(torch.zeros(6, 20))
+    with pytest.raises(MediaError, match="can't read thermal files; it takes tensors"):
+        ImageBind("thermal", config=CONFIG).prepare(torch.zeros(1, 16, 16))
 
 
 def test_configuration_is_checked_and_survives_json() -> None:

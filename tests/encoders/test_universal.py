@@ -3,9 +3,11 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from media.measured import example, noise, picture
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -13,13 +15,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from mmbridge import media
 from mmbridge.encoders import UniversalConfig, UniversalEncoder
 from mmbridge.encoders.tokenizers import farthest_points, nearest_points
-from mmbridge.errors import CheckpointError, ConfigError, ShapeError
+from mmbridge.errors import CheckpointError, ConfigError, MediaError, ShapeError
+from mmbridge.specs import FmriInput, ImuInput, MapInput, PointsInput
 
 CONFIG = {
     "dim": 16, "depth": 2, "heads": 2, "dim_feedforward": 32,
     "image": {"patch": 8, "image_size": 16},
     "audio": {"patch": 4, "stride": 3, "mel_bins": 10, "frames": 16},
-    "pointcloud": {"groups": 5, "neighbours": 4},
+    "pointcloud": {"groups": 5, "neighbours": 4, "points": 40},
     "imu": {"kernel": 4, "steps": 10},
     "fmri": {"voxels": 11, "tokens": 3},
 }  # fmt: skip
@@ -211,13 +214,9 @@ def test_published_sizes_and_inputs() -> None:
     assert inputs["image"].size == inputs["video"].size == 224
     assert (inputs["video"].clips, inputs["video"].frames, inputs["video"].crops) == (5, 1, 3)
     assert (inputs["audio"].clips, inputs["audio"].mel_bins, inputs["audio"].frames) == (1, 128, 1024)
-    assert [modality for modality, spec in inputs.items() if spec is None] == [
-        "depth",
-        "normal",
-        "pointcloud",
-        "imu",
-        "fmri",
-    ]
+    assert inputs["depth"] == inputs["normal"] == MapInput(inputs["image"])
+    assert inputs["pointcloud"] == PointsInput(8192, 6, (0, 1, 2))
+    assert inputs["imu"] == ImuInput(200.0, 400) and inputs["fmri"] == FmriInput(15724)
     sound = media.Audio(torch.sin(torch.arange(16000 * 11) / 9) / 2, 16000)
     prepared = encoders["audio"].prepare(sound)
     assert prepared.shape == (1, 1, 128, 1024)
@@ -288,3 +287,39 @@ def test_faults_are_one_sentence(folder: Path) -> None:
 def test_inputs_of_another_shape_are_one_sentence(modality: str, shape: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(ShapeError, match=sentence):
         make(modality)(torch.randn(math.prod(shape)).view(shape))
+
+
+def written(modality: str) -> Any:
+    """A medium whose shape fits no tokenizer as it is, but for the voxels."""
+    if modality == "image":
+        return picture(20, 28)
+    if modality == "video":
+        return media.Video(picture(20, 28).pixels.expand(9, -1, -1, -1), 3.0)
+    if modality == "audio":
+        return media.Audio(noise(8000).clamp(-1, 1), 8000)
+    medium = example(modality)
+    if modality in ("depth", "normal"):
+        medium.picture = picture(24, 32)
+    return medium
+
+
+@pytest.mark.parametrize("modality", SHAPES)
+def test_media_of_every_modality_are_encoded(modality: str) -> None:
+    encoder = make(modality)
+    x = encoder.prepare(written(modality))
+    assert x.shape == encoder.input.shape
+    tokens = encoder(x[None])
+    assert tokens.shape == (1, encoder.spec.tokens, encoder.spec.dim) and tokens.isfinite().all()
+    assert encoder.fingerprint != make("image" if modality != "image" else "video").fingerprint
+
+
+def test_media_that_an_encoder_can_not_read_are_one_sentence() -> None:
+    for modality in ("depth", "normal"):
+        with pytest.raises(MediaError, match=f"a {modality} map can't be encoded without the picture of the same view"):
+            make(modality).prepare(example(modality))
+    grey = media.PointCloud(torch.cat([noise(40, 3), torch.full((40, 3), 0.5)], dim=1))
+    assert make("pointcloud").prepare(grey).shape == (40, 6)
+    with pytest.raises(MediaError, match=r"of one colour, and this encoder groups points by channels \(3, 4, 5\)"):
+        make("pointcloud", coordinates=(3, 4, 5)).prepare(grey)
+    with pytest.raises(MediaError, match="has 12 voxels, and the encoder reads 11"):
+        make("fmri").prepare(media.Fmri(noise(12)))

@@ -46,9 +46,11 @@ def test_load_by_modality(shelf):
     assert media.load("audio", np.zeros(9), sample_rate=8).sample_rate == 8
     assert [cls.modality for cls in (Image, Audio, Video)] == ["image", "audio", "video"]
     with pytest.raises(
-        MediaError, match=r"there is no modality 'smell' that is read from files; accepted: image, audio, video"
+        MediaError, match=r"there is no modality 'smell' that is read from files; known: audio, depth, "
     ):
         media.load("smell", shelf / "medium.png")
+    with pytest.raises(MediaError, match=r"no modality 'pointclod' .*; did you mean 'pointcloud'\?"):
+        media.load("pointclod", shelf / "medium.png")
 
 
 def test_importing_the_package_loads_no_torch():

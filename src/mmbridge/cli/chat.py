@@ -244,11 +244,12 @@ def part_of(path: Path) -> dict[str, Any]:
         "image": ("PNG", "JPEG", "WebP"),
         "audio": ("WAV", "FLAC", "OGG", "MP3"),
         "video": ("MP4", "WebM", "GIF"),
+        "pointcloud": ("PLY", "PCD"),
     }
     modality = next((name for name, known in formats.items() if found in known), None)
     if modality is None:
         raise MediaError(
-            f"{str(path)!r} is no picture, sound or video that can be read ({found or 'its format is not known'}); "
+            f"{str(path)!r} is no picture, sound, video or point cloud that can be read ({found or 'its format is not known'}); "
             f"accepted: {', '.join(name for known in formats.values() for name in known)}."
         )
     if path.suffix.lower() in (".m4a", ".weba"):

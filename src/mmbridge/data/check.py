@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -63,10 +64,10 @@ def check(
         raise DataError(f"there is no folder {str(root)!r}; give the folder that media paths are relative to.")
 
     @lru_cache(maxsize=65536)
-    def load(kind: str, path: str) -> str | None:
+    def load(kind: str, path: str, options: tuple[tuple[str, Any], ...]) -> str | None:
         """Return why a medium can't be read; None where it can."""
         try:
-            media.load(kind, path, root=root)
+            media.load(kind, path, root=root, **dict(options))
         except MediaError as error:
             return str(error)
         return None
@@ -85,7 +86,7 @@ def check(
                     raise DataError(f"the line is longer than {_LONGEST} bytes; write one dialogue per line.")
                 turns = check_line(line, root)[1]
                 for part in media_of(turns) if decode else ():
-                    if part.path is not None and (fault := load(part.type, part.path)):
+                    if part.path is not None and (fault := load(part.type, part.path, tuple(part.options.items()))):
                         raise DataError(fault)
             except (DataError, MediaError, MessageError) as error:
                 summary.bad += 1

@@ -217,6 +217,10 @@ class FeatureStore:
             part.fps,
             self.dtype,
         ]
+        if part.picture is not None:
+            named = isinstance(part.picture, str)
+            picture = MediumPart("image", part.picture if named else None, None if named else part.picture)
+            facts.append(self._content(picture, root))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 
     def _content(self, part: MediumPart, root: str | Path | None) -> str | None:
@@ -228,8 +232,7 @@ class FeatureStore:
             return hashlib.sha256(part.data).hexdigest()
         if hasattr(part.data, "content_hash"):
             return str(part.data.content_hash)
-        options = {key: value for key in ("sample_rate", "fps") if (value := getattr(part, key)) is not None}
-        return str(media.load(part.type, part.data, **options).content_hash)
+        return str(media.load(part.type, part.data, root, **part.options).content_hash)
 
     def _hash_file(self, part: MediumPart, root: str | Path | None) -> str:
         path = within_root(part.path or "", root)

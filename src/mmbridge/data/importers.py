@@ -20,10 +20,11 @@ from mmbridge.data.samples import check_line, is_file
 from mmbridge.errors import ConfigError, DataError, MMBridgeError
 from mmbridge.hub import atomic_file
 from mmbridge.messages import Message
+from mmbridge.modality import MEDIA, PAIRED
 from mmbridge.registry import suggest
 
 Record = dict[str, Any]
-Part = dict[str, str]
+Part = dict[str, Any]
 
 _MEDIA = ("image", "video", "audio")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -33,6 +34,11 @@ _DESCRIBE = {
     "image": ("Describe the image.", "What does the picture show?", "What do you see in this image?"),
     "video": ("Describe the video.", "What happens in the clip?", "What does this video show?"),
     "audio": ("Describe the sound.", "What do you hear?", "What is in this recording?"),
+    "depth": ("Describe the depth map.", "What does this depth map show?", "What do you see in this depth map?"),
+    "normal": ("Describe the normal map.", "What does this normal map show?", "What do you see in this normal map?"),
+    "pointcloud": ("Describe the point cloud.", "What do the points show?", "What object is this?"),
+    "imu": ("Describe the motion.", "How does it move?", "What do the motion sensors tell?"),
+    "fmri": ("Describe the scene based on fMRI data.", "What does the person see?", "What is the brain looking at?"),
 }
 _MAKE = {
     "image": ("Draw this: {}", "Make a picture of this: {}", "Show me an image of this: {}"),
@@ -44,7 +50,9 @@ _MAKE = {
 def pairs(record: Record, root: Path, *, out: bool = False) -> list[Message]:
     """A medium and its caption, from a JSON list or a CSV file with a header.
 
-    Fields: ``caption``; one of ``image_name``, ``video_name``, ``audio_name``, or ``image``, ``video``, ``audio``.
+    Fields: ``caption``; one of ``image_name``, ``video_name``, ``audio_name``, or ``image``, ``video``, ``audio``, ``depth``,
+    ``normal``, ``pointcloud``, ``imu``, ``fmri``; ``picture``, the picture of a depth or normal map; ``sample_rate``, that of an
+    IMU trace without times.
 
     Args:
         record: One pair.
@@ -52,19 +60,25 @@ def pairs(record: Record, root: Path, *, out: bool = False) -> list[Message]:
         out: Whether the assistant makes the medium from the caption; else it describes the medium that the user gives.
 
     Raises:
-        DataError: A field is missing, or the file is.
+        DataError: A field is missing, or the file is; or the assistant is to make what no decoder makes.
     """
     caption = _text(record.get("caption"), "caption")
-    names = [(kind, name) for kind in _MEDIA if (name := record.get(f"{kind}_name") or record.get(kind))]
+    names = [(kind, name) for kind in MEDIA if (name := record.get(f"{kind}_name") or record.get(kind))]
     if len(names) != 1:
-        raise DataError(f"needs one of image_name, video_name and audio_name, and has {len(names)}.")
+        raise DataError(f"needs one of image_name, video_name, audio_name or another medium, and has {len(names)}.")
     kind, name = names[0]
+    if out and kind not in _MAKE:
+        raise DataError(f"has a medium of type {kind!r}, which nothing makes; the assistant makes {', '.join(_MAKE)}.")
     choice = zlib.crc32(caption.encode()) % 3  # the same words for the same caption, whatever its place in the file
     if out:
         asked: list[Part] = [{"type": "text", "text": _MAKE[kind][choice].format(caption)}]
         answer: list[Part] = [{"type": "text", "text": "Here it is."}, _made(kind, caption, name, root)]
     else:
         asked = [_given(kind, name, root), {"type": "text", "text": _DESCRIBE[kind][choice]}]
+        if kind in PAIRED and record.get("picture"):
+            asked[0]["picture"] = _given("image", record["picture"], root)["path"]
+        if kind == "imu" and record.get("sample_rate"):
+            asked[0]["sample_rate"] = _number(record["sample_rate"], "sample_rate")
         answer = [{"type": "text", "text": caption}]
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
@@ -302,6 +316,13 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"needs words as {name!r}, not {value!r:.60}.")
     return value.strip()
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"needs a number as {name!r}, not {value!r:.60}.") from None
 
 
 def _list(value: Any, name: str) -> list[str]:

@@ -105,9 +105,12 @@ def check_line(line: bytes, root: Path) -> tuple[dict[str, Any], list[Turn]]:
                 raise DataError(
                     f"a medium of the {turn.role} needs a 'path'; a caption alone will do for the assistant."
                 )
-            if part.path is not None and not is_file(part.path, root):
-                raise DataError(f"there is no file {part.path!r} below {str(root)!r}.")
-            if part.path is not None and not (part.sample_rate is None is part.fps):
+            if part.picture is not None and not isinstance(part.picture, str):
+                raise DataError(f"a picture in a file is given by its file name, not by {part.picture!r:.60}.")
+            for name in (part.path, part.picture):
+                if name is not None and not is_file(name, root):
+                    raise DataError(f"there is no file {name!r} below {str(root)!r}.")
+            if part.path is not None and part.type != "imu" and not (part.sample_rate is None is part.fps):
                 raise DataError(f"the file {part.path!r} knows its own rate; leave out 'sample_rate' and 'fps'.")
     return sample, turns
 

@@ -13,7 +13,7 @@ import torch
 from markupsafe import Markup
 from PIL import Image as PilImage
 
-from mmbridge import __version__
+from mmbridge import __version__, media
 from mmbridge.demo.charts import Points, line_chart
 from mmbridge.demo.report import PartReport, Report, StageReport
 from mmbridge.media import Audio
@@ -51,6 +51,7 @@ def build_page(report: Report, root: Path) -> str:
         report=report,
         embed=lambda path: data_uri(root / path),
         spectrogram=lambda path: spectrogram(root / path),
+        drawing=lambda part: drawing(part, root),
         charts=charts,
         facts=facts(report),
         matrices=matrices(report.table),
@@ -91,6 +92,15 @@ def data_uri(path: Path) -> str:
     """Return a file as a data URI."""
     kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0]
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def drawing(part: Mapping[str, Any], root: Path) -> str:
+    """Return the drawing of a medium that is no picture, as a data URI: a content part, its path below ``root``."""
+    options = {"sample_rate": part["sample_rate"]} if "sample_rate" in part else {}
+    medium: Any = media.load(part["type"], part["path"], root, **options)
+    buffer = io.BytesIO()
+    PilImage.fromarray(medium.draw().pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def spectrogram(path: Path) -> str:

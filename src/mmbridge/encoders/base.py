@@ -15,7 +15,18 @@ from torch import Tensor, nn
 
 from mmbridge import hub, media
 from mmbridge.errors import CheckpointError, MediaError
-from mmbridge.specs import AudioInput, ImageInput, TokenSpec, VideoInput
+from mmbridge.specs import (
+    AudioInput,
+    DisparityInput,
+    FmriInput,
+    ImageInput,
+    ImuInput,
+    InputSpec,
+    MapInput,
+    PointsInput,
+    TokenSpec,
+    VideoInput,
+)
 
 
 class Encoder(nn.Module):
@@ -46,7 +57,7 @@ class Encoder(nn.Module):
 
     @property
     @abstractmethod
-    def input(self) -> ImageInput | AudioInput | VideoInput | None:
+    def input(self) -> InputSpec | None:
         """The raw input that ``prepare`` makes; None where this modality is given as tensors only."""
 
     @abstractmethod
@@ -54,10 +65,11 @@ class Encoder(nn.Module):
         """Return tokens (B, T, D) for a batch of raw inputs."""
 
     def prepare(self, medium: Any) -> Tensor:
-        """Turn one medium (``media.Image``, ``Audio`` or ``Video``) into raw input, without a batch dimension.
+        """Turn one medium (``media.Image``, ``Audio``, ...) into raw input, without a batch dimension.
 
         Raises:
-            MediaError: This encoder reads tensors only.
+            MediaError: This encoder reads tensors only, or can't read this medium: a map without its picture, points at one
+                place, brain activity of another length.
         """
         match self.input:
             case ImageInput() as spec:
@@ -66,6 +78,16 @@ class Encoder(nn.Module):
                 return media.prepare_video(medium, spec)
             case AudioInput() as spec:
                 return media.prepare_audio(medium, spec)
+            case MapInput() as spec:
+                return media.prepare_map(medium, spec)
+            case DisparityInput() as spec:
+                return media.prepare_disparity(medium, spec)
+            case PointsInput() as spec:
+                return media.prepare_points(medium, spec)
+            case ImuInput() as spec:
+                return media.prepare_imu(medium, spec)
+            case FmriInput() as spec:
+                return media.prepare_fmri(medium, spec)
         raise MediaError(
             f"{type(self).__name__} can't read {self.modality} files; it takes tensors: call encoder(x) with a batch."
         )

@@ -33,7 +33,7 @@ from mmbridge.encoders.imagebind_modules import (
 from mmbridge.errors import CheckpointError, ConfigError, MissingExtraError
 from mmbridge.registry import encoders as registry
 from mmbridge.registry import suggest
-from mmbridge.specs import AudioInput, ImageInput, TokenSpec, VideoInput
+from mmbridge.specs import AudioInput, DisparityInput, ImageInput, ImuInput, InputSpec, TokenSpec, VideoInput
 
 register = registry.register
 
@@ -342,8 +342,8 @@ class ImageBind(Encoder):
         return TokenSpec(repeats * (1 if self.tokens == "pooled" else self.sizes.tokens), self.model.config.embed_dim)
 
     @property
-    def input(self) -> ImageInput | AudioInput | VideoInput | None:
-        """What ``prepare`` makes of files; None for text, depth, thermal and motion."""
+    def input(self) -> InputSpec | None:
+        """What ``prepare`` makes of files; None for text and thermal."""
         sizes = self.sizes
         if self.modality == "image":
             return ImageInput(sizes.image_size, sizes.mean, sizes.std)
@@ -361,13 +361,17 @@ class ImageBind(Encoder):
             return AudioInput(
                 sizes.sample_rate, sizes.mel_bins, sizes.frames, sizes.clips, sizes.seconds, sizes.mean, sizes.std
             )
+        if self.modality == "depth":
+            return DisparityInput(sizes.image_size)
+        if self.modality == "imu":
+            return ImuInput(sizes.sample_rate, sizes.steps)
         return None
 
     def prepare(self, medium: Any) -> Tensor:
         """Turn one medium, or a text, into raw input without a batch dimension.
 
         Raises:
-            MediaError: Depth, thermal and motion are given as tensors only.
+            MediaError: Thermal is given as tensors only.
         """
         return self.model.tokenize([medium])[0] if self.modality == "text" else super().prepare(medium)
 

@@ -121,7 +121,10 @@ class ThermalConfig(DepthConfig):
 
 @dataclass(frozen=True)
 class ImuConfig:
-    """Sizes of the motion-sensor tower: ``channels`` x ``steps`` readings, cut into windows of ``kernel`` steps."""
+    """Sizes of the motion-sensor tower: ``channels`` x ``steps`` readings, cut into windows of ``kernel`` steps.
+
+    ``sample_rate`` is that of the paper's clips, 2000 readings in 5 s.
+    """
 
     dim: int = 512
     depth: int = 6
@@ -129,6 +132,7 @@ class ImuConfig:
     kernel: int = 8
     steps: int = 2000
     channels: int = 6
+    sample_rate: float = 400.0
 
     @property
     def tokens(self) -> int:

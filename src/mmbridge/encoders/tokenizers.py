@@ -58,11 +58,12 @@ class AudioSizes:
 
 @dataclass(frozen=True)
 class PointSizes:
-    """Clouds of points as ``groups`` groups of ``neighbours`` points; a point has a position and a colour."""
+    """Clouds of ``points`` points as ``groups`` groups of ``neighbours``; a point has a position and a colour."""
 
     groups: int = 1024
     neighbours: int = 32
     channels: int = 6
+    points: int = 8192
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -72,11 +73,12 @@ class PointSizes:
 
 @dataclass(frozen=True)
 class ImuSizes:
-    """Motion-sensor readings in windows of ``kernel`` steps, one at every step."""
+    """Motion-sensor readings, ``sample_rate`` a second, in windows of ``kernel`` steps, one at every step."""
 
     kernel: int = 10
     steps: int = 400
     channels: int = 6
+    sample_rate: float = 200.0
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -22,7 +22,17 @@ from mmbridge.encoders.tokenizers import KINDS, AudioSizes, FmriSizes, ImageSize
 from mmbridge.errors import CheckpointError, ConfigError, ShapeError
 from mmbridge.registry import encoders as registry
 from mmbridge.registry import suggest
-from mmbridge.specs import AudioInput, ImageInput, TokenSpec, VideoInput
+from mmbridge.specs import (
+    AudioInput,
+    FmriInput,
+    ImageInput,
+    ImuInput,
+    InputSpec,
+    MapInput,
+    PointsInput,
+    TokenSpec,
+    VideoInput,
+)
 
 register = registry.register
 
@@ -261,8 +271,8 @@ class UniversalEncoder(Encoder):
         return TokenSpec(len(self.tokenizer.positions), self.sizes.dim)
 
     @property
-    def input(self) -> ImageInput | AudioInput | VideoInput | None:
-        """What ``prepare`` makes; None for maps, points, motion and brain activity, which are given as tensors."""
+    def input(self) -> InputSpec:
+        """What ``prepare`` makes of files."""
         own = self.own
         match self.modality:
             case "image":
@@ -274,7 +284,13 @@ class UniversalEncoder(Encoder):
                 )  # fmt: skip
             case "audio":
                 return AudioInput(own.sample_rate, own.mel_bins, own.frames, 1, own.seconds, own.mean, own.std)
-        return None
+            case "depth" | "normal":
+                return MapInput(ImageInput(own.image_size, own.mean, own.std))
+            case "pointcloud":
+                return PointsInput(own.points, own.channels, tuple(self.tokenizer.coordinates))
+            case "imu":
+                return ImuInput(own.sample_rate, own.steps)
+        return FmriInput(own.voxels)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the tokens of a batch.

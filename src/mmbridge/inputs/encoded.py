@@ -65,7 +65,7 @@ class Encoded(nn.Module):
 
     @torch.no_grad()
     def features(self, media: Sequence[Any]) -> list[Tensor]:
-        """Encode media (``Image``, ``Audio``, ``Video``) to one tensor (T, dim) each."""
+        """Encode media (``Image``, ``Audio``, ...) to one tensor (T, dim) each."""
         parameter = next(self.encoder.parameters(), torch.empty(0))
         encoded: list[Tensor] = []
         for start in range(0, len(media), self.batch_size):

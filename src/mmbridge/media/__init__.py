@@ -1,4 +1,4 @@
-"""Files <-> tensors: pictures, sounds and videos, read, prepared for encoders, and written. Nothing else.
+"""Files <-> tensors: media of every kind, read, prepared for encoders, and written. Nothing else.
 
 Names are imported when they are first used, so that importing this package loads no torch.
 """
@@ -8,34 +8,68 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mmbridge.errors import MediaError
+from mmbridge.registry import suggest
 
 if TYPE_CHECKING:
     from mmbridge.media.audio import Audio, prepare_audio
+    from mmbridge.media.fmri import Fmri, prepare_fmri
     from mmbridge.media.image import Image, prepare_image
+    from mmbridge.media.imu import Imu, prepare_imu
+    from mmbridge.media.maps import Depth, Normal, prepare_disparity, prepare_map
     from mmbridge.media.mel import kaldi_fbank
+    from mmbridge.media.pointcloud import PointCloud, prepare_points
     from mmbridge.media.video import Video, crop_video, prepare_video
 
 _HOMES = {
     "Audio": "audio",
+    "Depth": "maps",
+    "Fmri": "fmri",
     "Image": "image",
+    "Imu": "imu",
+    "Normal": "maps",
+    "PointCloud": "pointcloud",
     "Video": "video",
     "crop_video": "video",
     "kaldi_fbank": "mel",
     "prepare_audio": "audio",
+    "prepare_disparity": "maps",
+    "prepare_fmri": "fmri",
     "prepare_image": "image",
+    "prepare_imu": "imu",
+    "prepare_map": "maps",
+    "prepare_points": "pointcloud",
     "prepare_video": "video",
 }
-_CLASSES = {"image": "Image", "audio": "Audio", "video": "Video"}
+_CLASSES = {
+    "image": "Image",
+    "audio": "Audio",
+    "video": "Video",
+    "depth": "Depth",
+    "normal": "Normal",
+    "pointcloud": "PointCloud",
+    "imu": "Imu",
+    "fmri": "Fmri",
+}
 
 __all__ = [
     "Audio",
+    "Depth",
+    "Fmri",
     "Image",
+    "Imu",
+    "Normal",
+    "PointCloud",
     "Video",
     "crop_video",
     "kaldi_fbank",
     "load",
     "prepare_audio",
+    "prepare_disparity",
+    "prepare_fmri",
     "prepare_image",
+    "prepare_imu",
+    "prepare_map",
+    "prepare_points",
     "prepare_video",
 ]
 
@@ -52,12 +86,13 @@ def __dir__() -> list[str]:
 
 def load(
     modality: str, source: object, root: str | os.PathLike[str] | None = None, **options: Any
-) -> "Image | Audio | Video":
+) -> "Image | Audio | Video | Depth | Normal | PointCloud | Imu | Fmri":
     """Read a medium.
 
     Args:
-        modality: "image", "audio" or "video".
-        source: Whatever the ``load`` of ``Image``, ``Audio`` or ``Video`` takes.
+        modality: "image", "audio", "video", "depth", "normal", "pointcloud", "imu" or "fmri".
+        source: Whatever the ``load`` of ``Image``, ``Audio``, ``Video``, ``Depth``, ``Normal``, ``PointCloud``, ``Imu`` or
+            ``Fmri`` takes.
         root: Folder that paths are relative to and may not leave.
         options: What that ``load`` takes besides, such as ``sample_rate`` or ``max_frames``.
 
@@ -65,6 +100,9 @@ def load(
         MediaError: The modality is unknown, or the source can't be read.
     """
     if modality not in _CLASSES:
-        raise MediaError(f"there is no modality {modality!r} that is read from files; accepted: {', '.join(_CLASSES)}.")
-    medium: Image | Audio | Video = __getattr__(_CLASSES[modality]).load(source, root=root, **options)
+        raise MediaError(
+            f"there is no modality {modality!r} that is read from files{suggest(modality, list(_CLASSES))}"
+        )
+    medium: Image | Audio | Video | Depth | Normal | PointCloud | Imu | Fmri
+    medium = __getattr__(_CLASSES[modality]).load(source, root=root, **options)
     return medium

@@ -1,4 +1,4 @@
-"""What pictures, sounds and videos share: finding a file, telling its format by its first bytes, hashing, safe writing.
+"""What all media share: finding a file, telling its format by its first bytes, hashing, safe writing.
 
 The format is always read from the content, never from the file's name, so a decoder sees only what it is made for.
 """
@@ -21,7 +21,17 @@ from mmbridge.errors import MediaError
 
 MAX_PIXELS = 64_000_000
 _HEAD_BYTES = 512
-_NOUNS = {"image": "an image", "audio": "audio", "video": "a video"}
+_NOUNS = {
+    "image": "an image",
+    "audio": "audio",
+    "video": "a video",
+    "depth": "a depth map",
+    "normal": "a normal map",
+    "pointcloud": "a point cloud",
+    "imu": "an IMU trace",
+    "fmri": "an fMRI vector",
+    "mask": "a mask of voxels",
+}
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -37,6 +47,11 @@ _MAGIC = {
     b"PK\x03\x04": "ZIP",
     b"\x1f\x8b": "gzip",
     b"\x93NUMPY": "NumPy",
+    b"v/1\x01": "EXR",
+    b"ply\n": "PLY",
+    b"ply\r": "PLY",
+    b"# .PCD": "PCD",
+    b"VERSION": "PCD",
 }
 _RIFF = {b"WAVE": "WAV", b"WEBP": "WebP", b"AVI ": "AVI"}
 _STILL_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"avif": "AVIF"}
@@ -55,6 +70,8 @@ def sniff(head: bytes) -> str | None:
         return _RIFF.get(head[8:12])
     if head[4:8] == b"ftyp":
         return _STILL_BRANDS.get(head[8:12], "MP4")
+    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0":
+        return "NIfTI"
     if head[4:8] in (b"moov", b"mdat", b"wide"):
         return "MP4"
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2:  # an MPEG frame header, layer III
@@ -88,7 +105,7 @@ class MediaFile:
     """A medium as its file holds it, on disk or in memory, whose format is one that its modality reads.
 
     Args:
-        modality: "image", "audio" or "video".
+        modality: What is read from it: "image", "audio", ...
         name: How errors call it.
         content: Where it is, or its bytes.
         format: What its first bytes say, see ``sniff``.
@@ -112,7 +129,12 @@ class MediaFile:
             raise
         except Exception as error:  # decoders raise anything on hostile bytes, MemoryError for an absurd size included
             reason = getattr(error, "strerror", None) or str(error)  # FFmpeg's str() adds error numbers
-            raise self.damaged(reason.strip().rstrip(".") or type(error).__name__) from error
+            raise self.damaged(" ".join(reason.split()).rstrip(".") or type(error).__name__) from error
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
     def damaged(self, reason: str) -> MediaError:
         """Return the error for content that starts well and can't be decoded."""
@@ -131,7 +153,7 @@ def find_file(
 
     Args:
         source: A path, or the encoded bytes themselves.
-        modality: "image", "audio" or "video".
+        modality: What is to be read from it: "image", "audio", ...
         formats: Formats that are read, as ``sniff`` names them, to what an error calls them.
         root: Folder that paths are relative to and may not leave.
 

@@ -160,7 +160,7 @@ def _from_channels_first(values: Tensor, what: str, accepted: str) -> Tensor:
 
 
 def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Resize uint8 pixels (..., 3, H, W) by the antialiased bicubic filter, as PIL does."""
+    """Resize pixels (..., C, H, W), uint8 or float, by the antialiased bicubic filter, as PIL does."""
     if pixels.shape[-2:] == (height, width):
         return pixels
     batch = pixels.flatten(0, -4) if pixels.ndim > 3 else pixels[None]
@@ -170,7 +170,7 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_short_side(pixels: Tensor, size: int) -> Tensor:
-    """Resize uint8 pixels (..., 3, H, W) so that the shorter side is ``size``, the aspect kept.
+    """Resize pixels (..., C, H, W) so that the shorter side is ``size``, the aspect kept.
 
     Raises:
         MediaError: One side is more than 100 times the other.
@@ -186,7 +186,7 @@ def resize_short_side(pixels: Tensor, size: int) -> Tensor:
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return (x - mean) / std of uint8 pixels (..., 3, H, W), with x in 0..1."""
+    """Return (x - mean) / std of pixels (..., 3, H, W) in 0..255, with x in 0..1."""
     return (pixels.float() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
@@ -199,7 +199,12 @@ def prepare_image(image: Image, spec: ImageInput) -> Tensor:
     Raises:
         MediaError: ``spec.resize`` is unknown, or a picture to be cropped is more than 100 times longer than wide.
     """
-    pixels, size = image.pixels, spec.size
+    return prepare_pixels(image.pixels, spec)
+
+
+def prepare_pixels(pixels: Tensor, spec: ImageInput) -> Tensor:
+    """Do what ``prepare_image`` does with pixels (3, H, W), uint8 or floats in 0..255."""
+    size = spec.size
     height, width = pixels.shape[1:]
     if spec.resize == "crop":
         pixels = resize_short_side(pixels, size)
@@ -207,7 +212,7 @@ def prepare_image(image: Image, spec: ImageInput) -> Tensor:
         pixels = pixels[:, top : top + size, left : left + size]
     elif spec.resize == "pad":
         side = max(height, width)
-        square = (torch.tensor(spec.mean) * 255).round().to(torch.uint8)[:, None, None].repeat(1, side, side)
+        square = (torch.tensor(spec.mean) * 255).round().to(pixels.dtype)[:, None, None].repeat(1, side, side)
         top, left = (side - height) // 2, (side - width) // 2
         square[:, top : top + height, left : left + width] = pixels
         pixels = resize(square, size, size)
