@@ -172,8 +172,8 @@ class Plan:
 def plan(recipe: Recipe, text: int = TEXT) -> Plan:
     """Plan a stage on one device.
 
-    A dialogue is taken to have ``text`` positions of text, one medium of the longest way in that trains, and one medium of each
-    way out that has a loss.
+    A dialogue is taken to have ``text`` positions of text, one medium of the longest way in that trains (where none does, of the
+    longest one in instruction tuning), and one medium of each way out that has a loss.
 
     Args:
         recipe: The stage.
@@ -205,7 +205,15 @@ class _Planner:
         active = {name for name, weight in recipe.losses.items() if weight > 0}
         self.active = [name for name in bridge.outputs if any(loss.startswith(f"{name}.") for loss in active)]
         self.denoising = [name for name in self.active if f"{name}.denoising" in active]
-        self.entering = [name for name in bridge.inputs if f"inputs.{name}.projection" in trained]
+        self.learning = {
+            name
+            for name, way in bridge.inputs.items()
+            if any(value.requires_grad for value in way.projection.parameters())
+        }
+        if self.learning:
+            self.entering = [name for name in bridge.inputs if name in self.learning]
+        else:
+            self.entering = list(bridge.inputs) if recipe.stage == "instruction_tuning" else []
         # Whether gradients cross the backbone: something before it or in it trains.
         self.crossed = any(name.startswith("inputs.") or name.endswith((".rows", ".lora")) for name in trained)
 
@@ -214,10 +222,9 @@ class _Planner:
         parts, weights = self._parts()
         training = [parameter for parameter in bridge.parameters() if parameter.requires_grad]
         gradients = sum(parameter.numel() * self._bytes(parameter) for parameter in training)
-        slots = {
-            name: bridge.inputs[name].projection.num_tokens(_tokens(bridge.inputs[name])) for name in self.entering
-        }
-        longest = max(slots, key=lambda name: slots[name], default=None)
+        tokens = {name: _tokens(bridge.inputs[name]) for name in self.entering}
+        slots = {name: bridge.inputs[name].length(value) for name, value in tokens.items()}
+        longest = max(slots, key=lambda name: (slots[name], len(tokens[name])), default=None)
         positions = (
             self.text + max(slots.values(), default=0) + sum(bridge.outputs[name].length() for name in self.active)
         )
@@ -225,9 +232,11 @@ class _Planner:
         frozen = cached_in = cached_out = casts = 0
         if longest is not None:
             way = bridge.inputs[longest]
-            features = torch.empty(1, _tokens(way), way.encoder.spec.dim, device="meta")
+            features = tokens[longest].unsqueeze(0)
             work, kept = trace(way.projection, features)
-            stored, forward, backward = stored + kept * self.width // 4, forward + work, backward + 2 * work
+            forward += work
+            if longest in self.learning:
+                stored, backward = stored + kept * self.width // 4, backward + 2 * work
             frozen += self._encoder(way.encoder)
             cached_in = features.numel() * _STORED
         for name in self.active:
@@ -464,8 +473,9 @@ def _components(decoder: Any) -> list[str]:
     return [name for name, kind in getattr(decoder.components, "classes", {}).items() if kind is not None]
 
 
-def _tokens(way: Any) -> int:
-    return int(way.encoder.spec.tokens or 1)
+def _tokens(way: Any) -> Tensor:
+    """Return what an encoder gives for one medium, (T, dim), on the meta device."""
+    return torch.empty(way.encoder.spec.tokens or 1, way.encoder.spec.dim, device="meta")
 
 
 def _matrices(module: nn.Module) -> int:

@@ -266,6 +266,37 @@ def test_nextgpt_work_and_memory_follow_from_its_sizes(nextgpt):
     assert nextgpt.fits("H200")
 
 
+def test_onellm_has_the_work_of_its_longest_medium():
+    """FLOPs of a sound, counted by hand: 1,213 tokens through CLIP, and 30 more through the experts but for the last block."""
+    plan = planning.plan(Recipe.load("onellm/depth_normal_imu_fmri"))
+    sizes = {part.name: part.parameters for part in plan.parts}
+    assert plan.positions == 128 + 30 + 2
+    clip = 24 * (2 * 12 * 1024**2 * 1213 + 4 * 1024 * 1213**2)
+    assert plan.work.frozen == pytest.approx(clip, rel=0.01)
+    tokens, block = 1213 + 30, 2 * (4 * 1024**2 + 3 * 1024 * 2816)
+    last = 2 * 2 * 1024**2 * tokens + 30 * (block - 2 * 2 * 1024**2) + 4 * 1024 * tokens * 30
+    experts = 3 * (7 * (block * tokens + 4 * 1024 * tokens**2) + last)
+    backbone = 2 * (6_738_415_616 - 2 * 32_000 * 4096) * plan.positions + 2 * 32_000 * 4096 * 64
+    assert plan.work.forward - backbone == pytest.approx(experts, rel=0.01)
+    assert plan.cache_per_sample == 4 * 1213 * 1024
+    assert [part.name for part in plan.parts if part.trained] == [
+        name for name in sizes if not name.endswith(("encoder", "backbone"))
+    ]
+    assert plan.seen == 108_000_000 and plan.fits("H100") and not plan.fits("L40S")
+
+
+def test_media_come_in_while_instructions_are_learned_through_frozen_projections():
+    recipe = Recipe.load("onellm/instruction_tuning")
+    frozen = planning.plan(recipe)
+    assert frozen.positions == 128 + 30 + 2
+    assert frozen.work.frozen > 0 and frozen.cache_per_sample == 4 * 1213 * 1024
+    recipe.train = ["inputs.*", "backbone.lora"]
+    both = planning.plan(recipe)
+    assert both.work.forward == frozen.work.forward
+    assert both.work.backward > frozen.work.backward
+    assert both.activations > frozen.activations
+
+
 def test_report_has_the_numbers(nextgpt):
     printed = format_plan(nextgpt, ["H100"], 0.4, planning.TEXT)
     for text in ("6,738,415,616", "33,554,432", "31,958,784", "1,200.8 M", "40% of the published", "250,000 dialogues"):

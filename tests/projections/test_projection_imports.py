@@ -49,7 +49,7 @@ def test_unknown_names_are_attribute_errors():
     assert "Grouping" in dir(mmbridge.projections)
 
 
-@pytest.mark.parametrize("module", ["grouping", "linear", "pooled", "resampler", "signal_transformer"])
+@pytest.mark.parametrize("module", ["grouping", "linear", "mixture", "pooled", "resampler", "signal_transformer"])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(importlib.import_module(f"mmbridge.projections.{module}"))
     assert result.attempted > 0 and result.failed == 0

@@ -1,9 +1,9 @@
 """Projections: the trained modules between frozen parts, tokens in and tokens out.
 
 Input projections carry encoder tokens to the backbone (``Linear``, ``MLP``, ``Grouping``, ``Resampler``,
-``MixtureOfExperts``); output
-projections carry signal states to a decoder's condition (``SignalTransformer``, ``Pooled``). Plain ``nn.Module``s that
-need torch and nothing else, usable alone. A name loads its file when it is first used (PEP 562).
+``MixtureOfExperts``); output projections carry signal states to a decoder's condition (``SignalTransformer``, ``Pooled``).
+Plain ``nn.Module``s that need torch and nothing else, usable alone; ``upcycle``, ``add_modality`` and ``balance_loss`` are for
+mixtures of experts. A name loads its file when it is first used (PEP 562).
 """
 
 import importlib
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmbridge.projections.base import InputProjection, OutputProjection, Projection
     from mmbridge.projections.grouping import Grouping
     from mmbridge.projections.linear import MLP, Linear
-    from mmbridge.projections.mixture import MixtureOfExperts
+    from mmbridge.projections.mixture import MixtureOfExperts, add_modality, balance_loss, upcycle
     from mmbridge.projections.pooled import Pooled
     from mmbridge.projections.resampler import Resampler
     from mmbridge.projections.signal_transformer import SignalTransformer
@@ -29,6 +29,9 @@ _LAZY = {
     "Projection": "base",
     "Resampler": "resampler",
     "SignalTransformer": "signal_transformer",
+    "add_modality": "mixture",
+    "balance_loss": "mixture",
+    "upcycle": "mixture",
 }
 __all__ = [
     "MLP",
@@ -41,6 +44,9 @@ __all__ = [
     "Projection",
     "Resampler",
     "SignalTransformer",
+    "add_modality",
+    "balance_loss",
+    "upcycle",
 ]
 
 

@@ -7,7 +7,8 @@ much of each expert's states of the learned tokens goes on. Experts are one comp
 """
 
 import math
-from typing import Literal
+from collections.abc import MutableMapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,26 @@ from torch import Tensor, nn
 from mmbridge.errors import ConfigError, ShapeError
 from mmbridge.projections.base import InputProjection, feed_forward, require_heads, require_positive
 from mmbridge.registry import projections as registry
+from mmbridge.registry import suggest
 
 register = registry.register
 
 ROUTERS = ("tokens", "features", "constant")
 NORMALIZERS = ("softmax", "sigmoid")
+ROUTING = ("router", "normalize", "top_k", "experts")
+"""Options that ``upcycle`` may change: how experts are weighed, and the name under which they are shared."""
+
+
+class Load(NamedTuple):
+    """How a router weighs its experts.
+
+    Attributes:
+        share: Mean weight of each expert, (num_experts,).
+        entropy: Mean entropy of the weights of a slot, in nats: from 0, one expert has all, to log(num_experts), all have as much.
+    """
+
+    share: Tensor
+    entropy: Tensor
 
 
 @register(
@@ -51,6 +67,9 @@ class MixtureOfExperts(InputProjection):
 
     Shape: (B, T, dim_in) -> (B, num_tokens, dim_out), for any T >= 1.
 
+    Attributes:
+        routing: What the router gave in the last call, as ``weights`` does, with its gradients; None before the first.
+
     Raises:
         ConfigError: A size that is not a positive integer, heads that do not divide the width, an unknown router.
 
@@ -61,9 +80,12 @@ class MixtureOfExperts(InputProjection):
         torch.Size([2, 4, 32])
         >>> mixture.weights(torch.randn(2, 9, 24)).shape  # of every slot and expert
         torch.Size([1, 4, 3])
+        >>> mixture.load().share.shape  # of the last call
+        torch.Size([3])
     """
 
     experts: "Experts"
+    routing: Tensor | None = None
 
     def __init__(
         self,
@@ -160,12 +182,131 @@ class MixtureOfExperts(InputProjection):
             weights = weights * torch.zeros_like(weights).scatter(-1, chosen, 1.0)
         return weights
 
+    def load(self) -> Load:
+        """Return how the last call weighed the experts, without gradients; computed now, so that it costs nothing before.
+
+        Raises:
+            ShapeError: There was no call yet.
+        """
+        if self.routing is None:
+            raise ShapeError(f"projection {self.name!r} has weighed nothing yet; call it on tokens first.")
+        weights = self.routing.detach().flatten(0, 1)  # (slots, num_experts)
+        entropy = torch.special.entr(weights / weights.sum(-1, keepdim=True)).sum(-1)
+        return Load(weights.mean(0), entropy.mean())
+
     def _project(self, x: Tensor) -> Tensor:
         features = self.project_in(x)  # (B, T, dim_hidden)
         both = torch.cat([self.tokens.expand(len(x), -1, -1), features], dim=1)
         states = self.experts(both, self.tokens_out)  # (K, B, num_tokens, dim_hidden)
-        mixed = torch.einsum("kbnd,bnk->bnd", states, self._route(features).expand(len(x), -1, -1))
+        self.routing = self._route(features)
+        mixed = torch.einsum("kbnd,bnk->bnd", states, self.routing.expand(len(x), -1, -1))
         return self.project_out(mixed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "routing": None}  # a copy is of the module, not of its last call
+
+
+def balance_loss(weights: Tensor) -> Tensor:
+    """Return how unevenly experts are weighed: the squared coefficient of variation of their total weights.
+
+    0 where all have the same total, num_experts - 1 where one has all. To be added to a loss, times a small number. This is the
+    importance loss of Shazeer et al., arXiv 1701.06538, equations 6 and 7.
+
+    Args:
+        weights: ``MixtureOfExperts.routing`` after a call, or any other weights (..., num_experts).
+    """
+    totals = weights.flatten(0, -2).sum(0)  # (num_experts,)
+    return totals.var(correction=0) / totals.mean().square()
+
+
+def upcycle(projection: MixtureOfExperts, num_experts: int, noise: float = 0.0, **options: Any) -> MixtureOfExperts:
+    """Return a mixture whose experts all start as the one of a trained projection (arXiv 2212.05055, section 3).
+
+    Tokens and the layers in and out are copies, the router is new. As long as nothing is trained, it gives what the given
+    projection gives, unless there is noise or ``top_k`` leaves weights out.
+
+    Args:
+        projection: A projection with one expert; it stays as it is.
+        num_experts: Experts of the new one.
+        noise: Standard deviation of what is added to every matrix of an expert, as a share of the matrix's own.
+        **options: Of ``MixtureOfExperts`` those in ``ROUTING``, where they shall differ.
+
+    Raises:
+        ConfigError: More experts than one, negative noise, an option that ``upcycle`` does not change.
+        ShapeError: The projection has no widths yet.
+    """
+    _require_built(projection)
+    if projection.num_experts != 1:
+        raise ConfigError(
+            f"upcycle starts from one expert, but the projection has {projection.num_experts}; give another."
+        )
+    if noise < 0:
+        raise ConfigError(f"upcycle got noise={noise}, but it must be 0 or more.")
+    for option in options:
+        if option not in ROUTING:
+            raise ConfigError(f"upcycle can't change {option!r}{suggest(option, list(ROUTING))}")
+    made = _like(projection, num_experts=num_experts, **options)
+    made.build(*projection._sizes.values())
+    state = projection.state_dict()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.startswith("router."):
+                continue
+            parameter.copy_(state[name])  # one expert's to all
+            if noise and name.startswith("experts."):
+                parameter.add_(noise * state[name].std() * torch.randn_like(parameter))
+    return _placed(made, projection)
+
+
+def add_modality(
+    projections: MutableMapping[str, Any] | nn.ModuleDict, name: str, like: str = "image"
+) -> MixtureOfExperts:
+    """Add a projection for a new modality that shares its experts with another, and starts as it.
+
+    Tokens, the router and the layers in and out are copies of the other's, the experts are the same module. For a bridge, put what
+    is returned into a way in (``inputs.Encoded``).
+
+    Args:
+        projections: Projections by modality; the new one is added.
+        name: The new modality.
+        like: The modality whose projection it starts as; its experts must have a name (``experts``).
+
+    Raises:
+        ConfigError: The new modality is there already, or the other is not, or is no mixture with named experts.
+        ShapeError: The other projection has no widths yet.
+    """
+    if name in projections:
+        raise ConfigError(f"there is a projection for {name!r} already; choose another name.")
+    if like not in projections:
+        raise ConfigError(f"there is no projection for {like!r}{suggest(like, list(projections))}")
+    source = projections[like]
+    if not isinstance(source, MixtureOfExperts) or source._shared_as is None:
+        raise ConfigError(
+            f"the projection of {like!r} has no experts to share; give it as MixtureOfExperts(..., experts='experts')."
+        )
+    _require_built(source)
+    made = _like(source)
+    made.share({source._shared_as: source.experts})
+    made.build(*source._sizes.values())
+    made.load_state_dict(source.state_dict())
+    projections[name] = _placed(made, source)
+    return made
+
+
+def _require_built(projection: MixtureOfExperts) -> None:
+    if not projection.is_built:
+        raise ShapeError(f"projection {projection.name!r} has no widths yet; call build(dim_in, dim_out) first.")
+
+
+def _like(projection: MixtureOfExperts, **changed: Any) -> MixtureOfExperts:
+    """Return a projection with the same options but without widths."""
+    options = {**projection.arguments, **changed}  # type: ignore[attr-defined]
+    return MixtureOfExperts(**{key: value for key, value in options.items() if key not in ("dim_in", "dim_out")})
+
+
+def _placed(made: MixtureOfExperts, projection: MixtureOfExperts) -> MixtureOfExperts:
+    """Move a projection to where another is."""
+    return made.to(projection.tokens.device, projection.tokens.dtype).train(projection.training)
 
 
 class Experts(nn.Module):
