@@ -1,7 +1,6 @@
 """Tasks over the synthetic world and the dialogues that train for them: what is asked, what is shown, and what is right."""
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,16 +16,6 @@ from mmbridge.synthetic.requests import INPUTS, MEDIA
 
 SCENE = Scene("circle", "orange", "small", "top left", "up")
 WANTED = ("text", *MEDIA, "none")
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch):
-    """Maps, points and signals that have no class of their own yet are arrays with a name."""
-    for name in INPUTS:
-        if name not in tasks._TO_MEDIUM:
-            make = lambda scene, seed, name=name: SimpleNamespace(modality=name, array=render_worn(name, scene, seed))  # noqa: E731
-            monkeypatch.setitem(tasks._TO_MEDIUM, name, make)
-            monkeypatch.setitem(tasks._TO_ARRAY, name, lambda medium: (medium.array,))
 
 
 def words(message):

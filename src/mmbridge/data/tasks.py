@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from mmbridge.errors import ConfigError
-from mmbridge.media import Audio, Image, Video
+from mmbridge.media import Audio, Depth, Fmri, Image, Imu, Normal, PointCloud, Video
 from mmbridge.media.wear import through_mp3
 from mmbridge.messages import Message
 from mmbridge.registry import suggest
 from mmbridge.synthetic import (
     CARRIES,
     FRAMES_PER_SECOND,
+    IMU_SAMPLE_RATE,
     SAMPLE_RATE,
     Scene,
     caption,
@@ -103,7 +104,7 @@ class Task:
 
 
 @functools.lru_cache(maxsize=20_000)
-def render_medium(modality: str, scene: Scene, seed: int) -> Image | Video | Audio:
+def render_medium(modality: str, scene: Scene, seed: int) -> Any:
     """Render a scene as a medium; every third rendering is worn, as files in the wild are.
 
     Raises:
@@ -112,7 +113,7 @@ def render_medium(modality: str, scene: Scene, seed: int) -> Image | Video | Aud
     return _TO_MEDIUM[lookup("medium", modality, tuple(_TO_MEDIUM))](scene, seed)
 
 
-def read_medium(medium: Image | Video | Audio) -> dict[str, str | None]:
+def read_medium(medium: Any) -> dict[str, str | None]:
     """Return what the judge reads in a medium."""
     return judge(medium.modality, *_TO_ARRAY[medium.modality](medium))
 
@@ -142,13 +143,33 @@ def _is_worn(seed: int) -> bool:
     return seed % 3 == 0
 
 
-_TO_MEDIUM: dict[str, Callable[[Scene, int], Any]] = {"image": _image, "video": _video, "audio": _audio}
-"""Scenes to media, by modality; ``render_worn`` gives the arrays of maps, points and signals."""
+def _worn(modality: str, scene: Scene, seed: int) -> torch.Tensor:
+    return torch.from_numpy(render_worn(modality, scene, seed))
+
+
+_TO_MEDIUM: dict[str, Callable[[Scene, int], Any]] = {
+    "image": _image,
+    "video": _video,
+    "audio": _audio,
+    "depth": lambda scene, seed: Depth(_worn("depth", scene, seed), Image.load(render_image(scene, seed))),
+    "normal": lambda scene, seed: Normal(
+        _worn("normal", scene, seed).permute(2, 0, 1).contiguous(), Image.load(render_image(scene, seed))
+    ),
+    "pointcloud": lambda scene, seed: PointCloud(_worn("pointcloud", scene, seed)),
+    "imu": lambda scene, seed: Imu(_worn("imu", scene, seed), float(IMU_SAMPLE_RATE)),
+    "fmri": lambda scene, seed: Fmri(_worn("fmri", scene, seed)),
+}
+"""Scenes to media, by modality; maps come with the picture of the same view."""
 
 _TO_ARRAY: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "image": lambda image: (image.pixels.permute(1, 2, 0).contiguous().numpy(),),
     "video": lambda video: (video.frames.permute(0, 2, 3, 1).contiguous().numpy(),),
     "audio": lambda audio: (audio.samples.numpy(), audio.sample_rate),
+    "depth": lambda depth: (depth.map.numpy(),),
+    "normal": lambda normal: (normal.map.permute(1, 2, 0).numpy(),),
+    "pointcloud": lambda cloud: (cloud.points.numpy(),),
+    "imu": lambda imu: (imu.samples.numpy(), imu.sample_rate),
+    "fmri": lambda fmri: (fmri.voxels.numpy(),),
 }
 """Media to what the judges take: the array, and the sample rate where there is one."""
 
