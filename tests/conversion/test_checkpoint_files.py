@@ -174,7 +174,7 @@ def test_finished_files_are_kept_until_all_is_written(tmp_path):
     target, made = tmp_path / "out", []
 
     def write_as(text: str):
-        def write(file: Path) -> str:
+        def write(file: Path, *begun: object) -> str:
             made.append(text)
             file.write_text(text)
             return hashlib.sha256(text.encode()).hexdigest()

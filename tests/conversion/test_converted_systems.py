@@ -11,7 +11,7 @@ from decoders import tiny_decoders
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from mmbridge import published
+from mmbridge import published, verification
 from mmbridge.bridge import Bridge
 from mmbridge.cli.main import main
 from mmbridge.conversion import onellm
@@ -25,7 +25,7 @@ AUDIO = {"dim": 16, "depth": 1, "heads": 2, "patch": 8, "stride": 6, "mel_bins":
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The frozen models of the released NExT-GPT, tiny, in folders of the usual names."""
     root = tmp_path_factory.mktemp("models")
-    factories.llama(root / "vicuna-7b")
+    factories.llama(root / "vicuna-7b-v0")
     config = ImageBindConfig.from_dict({**factories.IMAGEBIND, "audio": AUDIO})
     ImageBindModel(config, ("image", "audio")).save_pretrained(root / "imagebind-huge")
     for make, name in (
@@ -40,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_released_nextgpt_file_is_converted_opened_verified_and_written_back(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = nextgpt_file(words=AutoConfig.from_pretrained(models / "vicuna-7b").vocab_size)
+    state = nextgpt_file(words=AutoConfig.from_pretrained(models / "vicuna-7b-v0").vocab_size)
     torch.save(state, tmp_path / "pytorch_model.pt")
     source, target = str(tmp_path / "pytorch_model.pt"), str(tmp_path / "bridge")
     assert main(["convert", "nextgpt", source, target, "--base", str(models)]) == 0
@@ -64,7 +64,7 @@ def test_a_onellm_file_is_converted_opened_verified_and_written_back(tmp_path: P
     torch.testing.assert_close(bridge.inputs["imu"].projection(features), wanted)
     encoded = bridge.inputs["pointcloud"].encoder(torch.randn(tiny_onellm.BATCHES["pointcloud"]))
     assert encoded.shape[-1] == tiny_onellm.DIM
-    assert not [finding for finding in published.verify(tmp_path / "bridge") if finding.whole is False]
+    assert not [finding for finding in verification.verify(tmp_path / "bridge") if finding.whole is False]
     published.export("onellm", tmp_path / "bridge", tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert back and all(torch.equal(back[name], state[name]) for name in back)

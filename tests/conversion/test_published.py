@@ -11,7 +11,7 @@ import torch
 from conversion import fake_system
 from safetensors.torch import load_file, save_file
 
-from mmbridge import hub, published
+from mmbridge import hub, published, verification
 from mmbridge.bridge import Bridge
 from mmbridge.conversion import imagebind
 from mmbridge.conversion.files import Checkpoint
@@ -56,7 +56,7 @@ def folder(file, tmp_path):
 
 
 def findings(folder) -> dict[str, tuple[bool | None, str]]:
-    return {finding.part: (finding.whole, finding.text) for finding in published.verify(folder)}
+    return {finding.part: (finding.whole, finding.text) for finding in verification.verify(folder)}
 
 
 def test_a_converted_file_opens_as_a_bridge(file, folder, tmp_path):
@@ -223,7 +223,7 @@ def test_verify_needs_no_frozen_model(folder):
 def test_verify_takes_bridges_of_our_own(parts, tmp_path):
     Bridge.from_config(tiny.bridge_config(parts, out=False)).save_pretrained(tmp_path / "bridge")
     found = findings(tmp_path / "bridge")
-    assert found[PART][0] and found[PART][1].endswith("hash, finite, shapes")
+    assert found[PART][0] and found[PART][1].endswith("hash, finite, shapes, self-check of projection")
     assert found["backbone"][0] is None
 
 
@@ -248,7 +248,7 @@ def test_imagebind_is_one_folder_that_the_encoder_opens(huge, tmp_path):
     published.convert("imagebind", huge, tmp_path / "out")
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(ImageBind("image", tmp_path / "out")(x), ImageBind("image", huge)(x))
-    (found,) = published.verify(tmp_path / "out")
+    (found,) = verification.verify(tmp_path / "out")
     assert found.whole
     assert found.text.endswith(
         "hash, finite, shapes, " + ", ".join(f"self-check of {tower}" for tower in IMAGEBIND.towers)
@@ -256,7 +256,7 @@ def test_imagebind_is_one_folder_that_the_encoder_opens(huge, tmp_path):
     sizes = hub.read_json(tmp_path / "out" / "config.json")
     sizes["audio"]["heads"] = 4
     hub.write_json(tmp_path / "out" / "config.json", sizes)
-    (found,) = published.verify(tmp_path / "out")
+    (found,) = verification.verify(tmp_path / "out")
     assert found.whole is False and found.text.startswith("self-check of audio is off by")
 
 
@@ -289,4 +289,4 @@ def test_the_published_imagebind_needs_no_help(tmp_path):
     keymap = imagebind.keymap(state)
     keymap.check(state, "imagebind_huge.pth")
     assert len(keymap.parts["model"]) == 1311 and not keymap.unused
-    assert imagebind.base_configs(state, tmp_path) == {"model": ImageBindConfig.huge().to_dict()}
+    assert imagebind.base_configs(state, **imagebind.beside(tmp_path)) == {"model": ImageBindConfig.huge().to_dict()}
