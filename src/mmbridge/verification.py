@@ -178,8 +178,8 @@ class Modules:
     def _base_model(self, place: str) -> dict[str, list[float]]:
         """Run a model of this folder: of a language model one layer, and encoders as a bridge would open them."""
         if self.config["backbone"]["source"] == place:
-            folder = self.folder / place
-            return {"first layer": probe.numbers(lambda: first_layer(folder, Checkpoint(folder)))}
+            hidden = first_layer(self.folder / place, Checkpoint(self.folder / place))
+            return {"first layer": probe.numbers(lambda: hidden)}
         found = {}
         for modality, way in self.config["inputs"].items():
             if place not in way["encoder"].values():

@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -15,6 +17,7 @@ from mmbridge import hub, published, verification
 from mmbridge.bridge import Bridge
 from mmbridge.conversion import imagebind
 from mmbridge.conversion.files import Checkpoint
+from mmbridge.conversion.keymap import Target
 from mmbridge.encoders import ImageBind, ImageBindConfig, ImageBindModel
 from mmbridge.encoders.imagebind_modules import AudioConfig, ImuConfig, TextConfig, VisionConfig
 from mmbridge.errors import CheckpointError, ConfigError
@@ -124,6 +127,32 @@ def test_the_way_back_is_exact(file, folder, tmp_path):
     assert {value.dtype for value in Checkpoint(tmp_path / "back.safetensors").meta.values()} == {torch.bfloat16}
     with pytest.raises(ConfigError, match="no way back to imagebind"):
         published.export("imagebind", folder, tmp_path / "x.pt")
+
+
+def test_safetensors_are_exported_a_tensor_at_a_time(folder, monkeypatch, tmp_path):
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = []
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        made = tensor.clone()
+        if not made.is_meta:
+            alive[:] = [other for other in alive if other() is not None] + [weakref.ref(made)]
+            most.append(len(alive))
+        return made
+
+    plain = fake_system.export_map
+
+    def export_map(*given: Any) -> dict[str, Target]:
+        return {name: Target(target.sources, counted) for name, target in plain(*given).items()}
+
+    monkeypatch.setattr(fake_system, "export_map", export_map)
+    published.export("onellm", folder, tmp_path / "back.safetensors")
+    assert len(most) > 10 and max(most) <= 2
+    part = folder / "parts" / f"{PART}.safetensors"
+    save_file({**load_file(part), "layer.bias": torch.full((32,), torch.nan)}, part)
+    with pytest.raises(CheckpointError, match=r"layer\.bias .* holds 32 values that are not finite"):
+        published.export("onellm", folder, tmp_path / "broken.safetensors")
+    assert not [path for path in tmp_path.iterdir() if "broken" in path.name]
 
 
 def test_damage_leaves_nothing_behind(file, tmp_path):
@@ -258,6 +287,34 @@ def test_imagebind_is_one_folder_that_the_encoder_opens(huge, tmp_path):
     hub.write_json(tmp_path / "out" / "config.json", sizes)
     (found,) = verification.verify(tmp_path / "out")
     assert found.whole is False and found.text.startswith("self-check of audio is off by")
+
+
+def test_a_stopped_imagebind_goes_on_inside_its_file(tmp_path, monkeypatch):
+    config = ImageBindConfig(embed_dim=12, vision=VisionConfig(256, 4, 8, image_size=16, patch=8))
+    torch.save(ImageBindModel(config).state_dict(), tmp_path / "huge.pth")
+    hub.write_json(tmp_path / "config.json", config.to_dict())
+    published.convert("imagebind", tmp_path / "huge.pth", tmp_path / "first")
+    read, plain = [], Checkpoint.__getitem__
+
+    def watched(state: Checkpoint, name: str) -> torch.Tensor:
+        if state.source.name == "huge.pth":
+            read.append(name)
+            if stop and len(read) == 50:
+                raise KeyboardInterrupt
+        return plain(state, name)
+
+    monkeypatch.setattr(Checkpoint, "__getitem__", watched)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        published.convert("imagebind", tmp_path / "huge.pth", tmp_path / "second")
+    stop, before = False, read.copy()
+    read.clear()
+    published.convert("imagebind", tmp_path / "huge.pth", tmp_path / "second")
+    assert len(read) < len(Checkpoint(tmp_path / "huge.pth")) - 20 and set(read) >= {before[-1]}
+    first, second = (hub.read_json(tmp_path / name / "manifest.json") for name in ("first", "second"))
+    assert first == second
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(ImageBind("image", tmp_path / "second")(x), ImageBind("image", tmp_path / "huge.pth")(x))
 
 
 def test_imagebind_is_strict(huge, tmp_path):

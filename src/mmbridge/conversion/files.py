@@ -31,7 +31,7 @@ _NAMES = {
 }  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin")
 _MAPPED = 32 << 20  # bytes handed out before mappings are renewed
-_RECORDED = 16 << 20  # bytes of an unfinished file that a killed run may lose
+_RECORDED = 4 << 20  # bytes of an unfinished file that a killed run may lose
 _CHUNK = 1 << 20  # elements that are cast, checked and written at once
 
 
