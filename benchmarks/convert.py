@@ -66,6 +66,8 @@ def convert(file: Path, target: Path, die: str | None) -> None:
             for part in range(PARTS)
         }
     )
+    system.beside = lambda folder: {}
+    system.base_configs = lambda state: {}
     system.bridge_config = lambda state, base: {"backbone": {"name": "causal_lm", "source": "nobody/nothing"}}
     sys.modules[system.__name__] = system
     assert transformers and AutoConfig and AutoModelForCausalLM

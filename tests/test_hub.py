@@ -53,6 +53,15 @@ def test_what_is_missing_is_told_with_its_licence_and_the_revision():
     assert hub.licence_line("nobody/nothing") is None
 
 
+def test_a_model_that_was_never_published_whole_is_told_so(tmp_path, monkeypatch):
+    with pytest.raises(
+        CheckpointError, match=r"no hub id; get LLaMA-1 7B and the delta .* --base .* licence of LLaMA-1"
+    ):
+        hub.resolve("vicuna-7b-v0")
+    monkeypatch.setenv("MMBRIDGE_MIRRORS", f"vicuna-7b-v0={tmp_path}")
+    assert hub.resolve("vicuna-7b-v0") == tmp_path
+
+
 def cached(home: Path, name: str, commit: str) -> Path:
     """Lay a repository into the hub's cache, as a download does; its branch "main" is at the commit."""
     folder = home / f"models--{name.replace('/', '--')}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmbridge import hub, media, registry
+from mmbridge.conversion import probe
 from mmbridge.errors import CheckpointError, ConfigError, DataError, MessageError, MMBridgeError, ShapeError
 from mmbridge.generation import Sampling, generate, stream
 from mmbridge.messages import MediumPart, MediumPiece, Message, parse_messages, render
@@ -257,14 +258,21 @@ class Bridge(nn.Module):
         parts = {f"inputs.shared.{name}": dict(module.named_parameters()) for name, module in self._shared.items()}
         shared = {id(value) for parameters in parts.values() for value in parameters.values()}
         parts |= {
-            f"{side}.{modality}.{name}": {k: v for k, v in module.named_parameters() if id(v) not in shared}
-            for side, ways in (("inputs", self.inputs), ("outputs", self.outputs))
-            for modality, way in ways.items()
-            for name, module in way.trainable().items()
+            name: {key: value for key, value in module.named_parameters() if id(value) not in shared}
+            for name, module in self.trainable().items()
         }
         if self.backbone.adapters:
             parts["backbone.lora"] = dict(self.backbone.adapters)
         return parts
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Return the modules of the ways in and out that can train, by part: ``inputs.image.projection``, ..."""
+        return {
+            f"{side}.{modality}.{name}": module
+            for side, ways in (("inputs", self.inputs), ("outputs", self.outputs))
+            for modality, way in ways.items()
+            for name, module in way.trainable().items()
+        }
 
     def frozen(self) -> dict[str, dict[str, Any]]:
         """Return the manifest entries of the frozen parts by name: ``backbone``, ``inputs.image.encoder``, ..."""
@@ -321,10 +329,12 @@ class Bridge(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the trained parts, the configuration and a manifest of the frozen parts; a few megabytes.
 
+        The manifest also holds a few numbers of what each projection computes, for ``mmbridge verify``.
+
         Raises:
             CheckpointError: Writing failed; what was there before is unchanged.
         """
-        config, frozen = self.config(), self.frozen()
+        config, frozen, modules = self.config(), self.frozen(), self.trainable()
         with hub.atomic_folder(Path(folder)) as draft:
             entries = {}
             (draft / "parts").mkdir()
@@ -332,7 +342,8 @@ class Bridge(nn.Module):
                 file = draft / "parts" / f"{name}.safetensors"
                 save_file({key: value.detach().cpu().contiguous() for key, value in parameters.items()}, file)
                 count = sum(value.numel() for value in parameters.values())
-                entries[name] = {"sha256": hub.file_sha256(file), "parameters": count}
+                check = probe.entry(name, modules.get(name))
+                entries[name] = {"sha256": hub.file_sha256(file), "parameters": count, **check}
             hub.write_facts(draft, config, entries, frozen, lineage=self.lineage)
 
     @classmethod

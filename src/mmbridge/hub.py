@@ -38,12 +38,17 @@ LICENCES = {
     "onellm": "OneLLM-7B: contains LLaMA-2 weights (Llama 2 Community License); no clear licence is given for the rest",
     "csuhan/OneLLM": "OneLLM: contains LLaMA-2 weights (Llama 2 Community License); no clear licence is given for the rest",
     "lmsys/vicuna-7b-v1.5": "Vicuna v1.5: Llama 2 Community License",
-    "lmsys/vicuna": "Vicuna v0: a delta on LLaMA-1, under the licence of LLaMA-1",
+    "vicuna-7b-v0": "Vicuna v0: a delta on LLaMA-1, under the licence of LLaMA-1",
     "stable-diffusion-v1-5/": "Stable Diffusion 1.5: CreativeML OpenRAIL-M, with restrictions on use",
     "cvssp/audioldm": "AudioLDM: CC-BY-NC-SA 4.0, no commercial use",
     "cerspense/zeroscope_v2_576w": "ZeroScope: CC-BY-NC 4.0, no commercial use",
 }
 """What published weights permit, in a line, by system or beginning of the hub id; LICENSES.md says how each is known."""
+
+MERGED = {
+    "vicuna-7b-v0": "get LLaMA-1 7B and the delta of Vicuna-7B v0, merge them into a folder of transformers",
+}
+"""Models that were never published whole, by the name they have in configurations, and how to come by them."""
 
 
 def package_folder(name: str) -> Path:
@@ -81,12 +86,17 @@ def resolve(source: str | Path, revision: str | None = None, only: list[str] | N
     if path.exists():
         return path
     name, _, pinned = text.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or text.startswith("."):
-        raise CheckpointError(f"no file or folder at {text!r}; give a path, a hub id (org/repo) or a shipped name.")
     revision, place = pinned or revision, mirror_of(name)
     found = find_local(text, revision, only) if place != name else None
     if found is not None:
         return found
+    if place in MERGED:
+        raise CheckpointError(
+            f"{place!r} was not published whole and is no hub id; {MERGED[place]}, and give that folder: as the source, or below "
+            f"--base of `mmbridge convert` under this name ({licence_line(place)})."
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place) or text.startswith("."):
+        raise CheckpointError(f"no file or folder at {text!r}; give a path, a hub id (org/repo) or a shipped name.")
     from huggingface_hub import constants, snapshot_download
 
     try:

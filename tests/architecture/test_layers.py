@@ -20,6 +20,7 @@ LAYERS = (
     {"sequence", "replies"},
     {"generation", "data"},  # the loop is given a bridge; it does not know the class
     {"bridge"},
+    {"verification"},
     {"training", "evaluation", "chat", "published"},
     {"demo", "planning"},
     {"cli"},

@@ -1,6 +1,7 @@
 """A layout for tests: the parts of a tiny bridge and its encoder's weights under names of their own, ``part/name``."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,10 @@ from mmbridge.conversion.keymap import KeyMap, Target
 CONFIG: dict[str, Any] = {}  # of the bridge
 ENCODER: dict[str, Any] = {}  # of the encoder that the file contains
 stop: Any = None  # called with every name before its tensor is made
+
+
+def beside(folder: Path) -> dict[str, Any]:
+    return {}
 
 
 def keymap(state: Mapping[str, Tensor]) -> KeyMap:
@@ -40,5 +45,5 @@ def base_configs(state: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     return {"base.vision": ENCODER}
 
 
-def export(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+def export_map(parts: Mapping[str, Mapping[str, Tensor]], base: Mapping[str, Tensor]) -> dict[str, Target]:
+    return {f"{part}/{name}": Target((f"{part}/{name}",)) for part, tensors in parts.items() for name in tensors}

@@ -174,7 +174,7 @@ def test_finished_files_are_kept_until_all_is_written(tmp_path):
     target, made = tmp_path / "out", []
 
     def write_as(text: str):
-        def write(file: Path) -> str:
+        def write(file: Path, *begun: object) -> str:
             made.append(text)
             file.write_text(text)
             return hashlib.sha256(text.encode()).hexdigest()
@@ -205,6 +205,51 @@ def test_finished_files_are_kept_until_all_is_written(tmp_path):
     made.clear()
     run("y")
     assert made == ["one", "two", "three"], "what was made from something else is not kept"
+
+
+def test_a_file_goes_on_between_two_tensors(tmp_path):
+    state = {name: torch.full(((1 << 19) + number,), float(number)) for number, name in enumerate("abcd")}
+    save_file(state, tmp_path / "in.safetensors")
+    source, made = Checkpoint(tmp_path / "in.safetensors"), []
+
+    def run(target: Path, stop: str = "") -> str:
+        def target_of(name: str) -> Target:
+            def make(tensor: Tensor) -> Tensor:
+                if not tensor.is_meta:
+                    if name == stop:
+                        raise KeyboardInterrupt
+                    made.append(name)
+                return tensor
+
+            return Target((name,), make)
+
+        targets = {name: target_of(name) for name in state}
+        with resumable_folder(target, {}) as draft:
+            return draft.add(
+                "x", lambda file, *begun: write_tensors(file, targets, source, torch.float64, lambda n: None, *begun)
+            )
+
+    def interrupted() -> Path:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out", stop="d")
+        made.clear()
+        return tmp_path / ".out.unfinished" / "x.half"
+
+    whole = run(tmp_path / "whole")
+    assert made == list(state)
+    wanted = (tmp_path / "whole" / "x").read_bytes()
+    for damage, again in (
+        (lambda half: None, ["d"]),
+        (lambda half: half.open("ab").write(b"torn"), ["d"]),
+        (lambda half: os.truncate(half, 100), list(state)),
+        (lambda half: half.write_bytes(b"x" * half.stat().st_size), list(state)),
+        (lambda half: half.unlink(), list(state)),
+    ):
+        damage(interrupted())
+        assert run(tmp_path / "out") == whole and made == again
+        assert (tmp_path / "out" / "x").read_bytes() == wanted
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["x"]
+        (tmp_path / "out").rename(tmp_path / f"done{len(list(tmp_path.iterdir()))}")
 
 
 def test_a_full_disk_is_told_beforehand(tmp_path):

@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -11,10 +13,11 @@ import torch
 from conversion import fake_system
 from safetensors.torch import load_file, save_file
 
-from mmbridge import hub, published
+from mmbridge import hub, published, verification
 from mmbridge.bridge import Bridge
 from mmbridge.conversion import imagebind
 from mmbridge.conversion.files import Checkpoint
+from mmbridge.conversion.keymap import Target
 from mmbridge.encoders import ImageBind, ImageBindConfig, ImageBindModel
 from mmbridge.encoders.imagebind_modules import AudioConfig, ImuConfig, TextConfig, VisionConfig
 from mmbridge.errors import CheckpointError, ConfigError
@@ -56,7 +59,7 @@ def folder(file, tmp_path):
 
 
 def findings(folder) -> dict[str, tuple[bool | None, str]]:
-    return {finding.part: (finding.whole, finding.text) for finding in published.verify(folder)}
+    return {finding.part: (finding.whole, finding.text) for finding in verification.verify(folder)}
 
 
 def test_a_converted_file_opens_as_a_bridge(file, folder, tmp_path):
@@ -124,6 +127,32 @@ def test_the_way_back_is_exact(file, folder, tmp_path):
     assert {value.dtype for value in Checkpoint(tmp_path / "back.safetensors").meta.values()} == {torch.bfloat16}
     with pytest.raises(ConfigError, match="no way back to imagebind"):
         published.export("imagebind", folder, tmp_path / "x.pt")
+
+
+def test_safetensors_are_exported_a_tensor_at_a_time(folder, monkeypatch, tmp_path):
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = []
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        made = tensor.clone()
+        if not made.is_meta:
+            alive[:] = [other for other in alive if other() is not None] + [weakref.ref(made)]
+            most.append(len(alive))
+        return made
+
+    plain = fake_system.export_map
+
+    def export_map(*given: Any) -> dict[str, Target]:
+        return {name: Target(target.sources, counted) for name, target in plain(*given).items()}
+
+    monkeypatch.setattr(fake_system, "export_map", export_map)
+    published.export("onellm", folder, tmp_path / "back.safetensors")
+    assert len(most) > 10 and max(most) <= 2
+    part = folder / "parts" / f"{PART}.safetensors"
+    save_file({**load_file(part), "layer.bias": torch.full((32,), torch.nan)}, part)
+    with pytest.raises(CheckpointError, match=r"layer\.bias .* holds 32 values that are not finite"):
+        published.export("onellm", folder, tmp_path / "broken.safetensors")
+    assert not [path for path in tmp_path.iterdir() if "broken" in path.name]
 
 
 def test_damage_leaves_nothing_behind(file, tmp_path):
@@ -223,7 +252,7 @@ def test_verify_needs_no_frozen_model(folder):
 def test_verify_takes_bridges_of_our_own(parts, tmp_path):
     Bridge.from_config(tiny.bridge_config(parts, out=False)).save_pretrained(tmp_path / "bridge")
     found = findings(tmp_path / "bridge")
-    assert found[PART][0] and found[PART][1].endswith("hash, finite, shapes")
+    assert found[PART][0] and found[PART][1].endswith("hash, finite, shapes, self-check of projection")
     assert found["backbone"][0] is None
 
 
@@ -248,7 +277,7 @@ def test_imagebind_is_one_folder_that_the_encoder_opens(huge, tmp_path):
     published.convert("imagebind", huge, tmp_path / "out")
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(ImageBind("image", tmp_path / "out")(x), ImageBind("image", huge)(x))
-    (found,) = published.verify(tmp_path / "out")
+    (found,) = verification.verify(tmp_path / "out")
     assert found.whole
     assert found.text.endswith(
         "hash, finite, shapes, " + ", ".join(f"self-check of {tower}" for tower in IMAGEBIND.towers)
@@ -256,8 +285,36 @@ def test_imagebind_is_one_folder_that_the_encoder_opens(huge, tmp_path):
     sizes = hub.read_json(tmp_path / "out" / "config.json")
     sizes["audio"]["heads"] = 4
     hub.write_json(tmp_path / "out" / "config.json", sizes)
-    (found,) = published.verify(tmp_path / "out")
+    (found,) = verification.verify(tmp_path / "out")
     assert found.whole is False and found.text.startswith("self-check of audio is off by")
+
+
+def test_a_stopped_imagebind_goes_on_inside_its_file(tmp_path, monkeypatch):
+    config = ImageBindConfig(embed_dim=12, vision=VisionConfig(256, 4, 8, image_size=16, patch=8))
+    torch.save(ImageBindModel(config).state_dict(), tmp_path / "huge.pth")
+    hub.write_json(tmp_path / "config.json", config.to_dict())
+    published.convert("imagebind", tmp_path / "huge.pth", tmp_path / "first")
+    read, plain = [], Checkpoint.__getitem__
+
+    def watched(state: Checkpoint, name: str) -> torch.Tensor:
+        if state.source.name == "huge.pth":
+            read.append(name)
+            if stop and len(read) == 50:
+                raise KeyboardInterrupt
+        return plain(state, name)
+
+    monkeypatch.setattr(Checkpoint, "__getitem__", watched)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        published.convert("imagebind", tmp_path / "huge.pth", tmp_path / "second")
+    stop, before = False, read.copy()
+    read.clear()
+    published.convert("imagebind", tmp_path / "huge.pth", tmp_path / "second")
+    assert len(read) < len(Checkpoint(tmp_path / "huge.pth")) - 20 and set(read) >= {before[-1]}
+    first, second = (hub.read_json(tmp_path / name / "manifest.json") for name in ("first", "second"))
+    assert first == second
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(ImageBind("image", tmp_path / "second")(x), ImageBind("image", tmp_path / "huge.pth")(x))
 
 
 def test_imagebind_is_strict(huge, tmp_path):
@@ -289,4 +346,4 @@ def test_the_published_imagebind_needs_no_help(tmp_path):
     keymap = imagebind.keymap(state)
     keymap.check(state, "imagebind_huge.pth")
     assert len(keymap.parts["model"]) == 1311 and not keymap.unused
-    assert imagebind.base_configs(state, tmp_path) == {"model": ImageBindConfig.huge().to_dict()}
+    assert imagebind.base_configs(state, **imagebind.beside(tmp_path)) == {"model": ImageBindConfig.huge().to_dict()}

@@ -5,6 +5,8 @@ the positions that somebody reads.
 """
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,3 +222,37 @@ class CausalLM(nn.Module):
         return {
             "source": self.source, "revision": self.revision, "sha256": hub.weights_sha256(path), "licence": hub.licence_of(path),
         }  # fmt: skip
+
+
+@torch.no_grad()
+def first_layer(folder: Path, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return what the first decoder layer alone, with the final norm, makes of eight words: (1, 8, D), in float32.
+
+    The words are spread over the vocabulary; only their rows and the tensors of that layer are read.
+
+    Args:
+        folder: Where the model's ``config.json`` lies.
+        tensors: The model's weights by their names, on the CPU.
+
+    Raises:
+        CheckpointError: The model of this configuration can't be filled with them.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        words = torch.linspace(0, config.vocab_size - 1, 8).long()
+        config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, len(words), None
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+        embedding = model.get_input_embeddings().weight
+        state = {}
+        for name, value in model.named_parameters():
+            stored = tensors[f"{model.base_model_prefix}.{name}"]
+            state[name] = stored[words] if value is embedding else stored
+        # not filled by hand, so that what is computed from the configuration (rotary frequencies) is made as it always is
+        model = type(model).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the first layer of {folder} can't be opened ({error}).") from error
+    hidden: Tensor = model(input_ids=torch.arange(len(words))[None], use_cache=False).last_hidden_state
+    return hidden

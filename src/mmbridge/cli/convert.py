@@ -3,7 +3,8 @@
 SRC is a file (safetensors, or .pt, .pth and .bin of torch.save) or a folder of shards; DST the folder to write: for ImageBind
 weights that recipes name, else a bridge. Every tensor is used or named as left out, everything else is an error; pickles
 that ask to run code are refused. One tensor is in memory at a time, and a run that was stopped goes on when it is started
-again. With --to, SRC is a bridge and DST a file in the published layout.
+again. With --to, SRC is a bridge and DST a file in the published layout: .safetensors, or by any other ending one of
+torch.save, which is in memory as a whole.
 """
 
 import argparse
@@ -15,7 +16,7 @@ EXAMPLES = """\
   mmbridge convert imagebind imagebind_huge.pth weights/imagebind
   mmbridge convert nextgpt 7b_tiva_v0 weights/nextgpt --base models --report report.json
   mmbridge convert onellm consolidated.00-of-01.pth weights/onellm --dtype bfloat16
-  mmbridge convert --to nextgpt weights/nextgpt pytorch_model.pt --base models/vicuna-7b
+  mmbridge convert --to nextgpt weights/nextgpt pytorch_model.safetensors --base models/vicuna-7b-v0
 """
 
 

@@ -1,8 +1,8 @@
 """Check converted weights or a saved bridge, part by part.
 
-Hashes, finite values, names and shapes, and, for weights that were converted, what each part computes from a fixed input: this
-tells when another version of a library computes something else. Frozen models are not read: a bridge compares them with its
-manifest when it is opened. Exit code 1 if a part is not whole.
+Hashes, finite values, names and shapes, and what projections, encoders and a language model's first layer compute from a fixed
+input: this tells when another version of a library computes something else. Frozen models outside the folder are not read: a
+bridge compares them with its manifest when it is opened. Exit code 1 if a part is not whole.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from mmbridge.published import verify
+    from mmbridge.verification import verify
 
     whole = True
     for finding in verify(arguments.folder):

@@ -31,6 +31,7 @@ _NAMES = {
 }  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin")
 _MAPPED = 32 << 20  # bytes handed out before mappings are renewed
+_RECORDED = 4 << 20  # bytes of an unfinished file that a killed run may lose
 _CHUNK = 1 << 20  # elements that are cast, checked and written at once
 
 
@@ -90,6 +91,26 @@ class Checkpoint(Mapping[str, Tensor]):
         """Let go of the mappings; their memory is free once no tensor of theirs is held."""
         self._open.clear()
         self._handed = 0
+
+
+class Joined(Mapping[str, Tensor]):
+    """Several checkpoints as one: a tensor is called ``<checkpoint>/<its name>``."""
+
+    def __init__(self, checkpoints: Mapping[str, Checkpoint]):
+        self._checkpoints = checkpoints
+        self.meta = {
+            f"{first}/{name}": value for first, state in checkpoints.items() for name, value in state.meta.items()
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        first, _, rest = name.partition("/")
+        return self._checkpoints[first][rest]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.meta)
+
+    def __len__(self) -> int:
+        return len(self.meta)
 
 
 def _find(source: Path) -> tuple[list[Path], dict[str, Path]]:
@@ -164,9 +185,11 @@ def shapes(tensors: Mapping[str, Target], meta: Mapping[str, Tensor], dtype: tor
 def write_tensors(
     file: Path,
     tensors: Mapping[str, Target],
-    state: Checkpoint,
+    state: Checkpoint | Joined,
     dtype: torch.dtype | None,
     progress: Callable[[int], Any] = lambda size: None,
+    begun: tuple[int, str] = (0, ""),
+    record: Callable[[int, str], Any] = lambda size, digest: None,
 ) -> str:
     """Write a part as safetensors, a tensor at a time.
 
@@ -176,6 +199,8 @@ def write_tensors(
         state: Where that is.
         dtype: What floats become; None keeps each as it is.
         progress: Told the bytes written.
+        begun: What an earlier run recorded of this file: bytes, and their SHA-256. If they are there, it goes on behind them.
+        record: Told now and then, between two tensors, how many bytes are on the disk, and their SHA-256.
 
     Returns:
         SHA-256 of the file.
@@ -196,23 +221,54 @@ def write_tensors(
         header[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    digest = hashlib.sha256()
-    with file.open("wb") as out:
-        for piece in (len(head).to_bytes(8, "little"), head):
+    digest = _begun(file, *begun)
+    start = recorded = begun[0] if digest else 0
+    digest = digest or hashlib.sha256()
+    with file.open("r+b" if start else "wb") as out:
+        out.seek(start)
+        out.truncate()
+        for piece in () if start else (len(head).to_bytes(8, "little"), head):
             out.write(piece)
             digest.update(piece)
         for name in order:
+            end = 8 + len(head) + header[name]["data_offsets"][1]
+            if end <= start:
+                progress(planned[name].nbytes)
+                continue
             for data in _chunks(name, tensors[name], state, planned[name].dtype):
                 out.write(data)
                 digest.update(data)
                 progress(data.nbytes)
             data = None  # it may keep a mapping alive
-        out.flush()
-        os.fsync(out.fileno())
+            if end - recorded >= _RECORDED:
+                _settle(out)
+                record(end, digest.hexdigest())
+                recorded = end
+        _settle(out)
     return digest.hexdigest()
 
 
-def _chunks(name: str, target: Target, state: Checkpoint, dtype: torch.dtype) -> Iterator[Any]:
+def _begun(file: Path, size: int, wanted: str) -> Any:
+    """Return the running SHA-256 of a file's first bytes, None where they are not what was recorded."""
+    digest = hashlib.sha256()
+    if not size or not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        while left := min(size - stream.tell(), 1 << 20):
+            piece = stream.read(left)
+            if not piece:
+                return None
+            digest.update(piece)
+    return digest if digest.hexdigest() == wanted else None
+
+
+def _settle(out: Any) -> None:
+    """Have what was written on the disk."""
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def _chunks(name: str, target: Target, state: Checkpoint | Joined, dtype: torch.dtype) -> Iterator[Any]:
     """Yield a tensor's bytes in pieces, checked and cast."""
     flat = target.make(*(state[source] for source in target.sources)).reshape(-1)
     for start in range(0, len(flat), _CHUNK):
@@ -237,7 +293,7 @@ def _require_finite(name: str, before: Tensor, after: Tensor, sources: tuple[str
 
 
 class Draft:
-    """An unfinished folder with a record of the files that are whole.
+    """An unfinished folder with a record of the files that are whole, and of how far one was written.
 
     Args:
         folder: The unfinished folder.
@@ -246,36 +302,44 @@ class Draft:
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
         self.folder, self._record = folder, folder / "record.json"
-        self._whole: dict[str, str] = {}
+        self._facts: dict[str, Any] = {"identity": identity, "files": {}, "begun": {}}
+        found = None
         with contextlib.suppress(CheckpointError):
-            record = hub.read_json(self._record)
-            if record["identity"] == identity:
-                self._whole = record["files"]
-        if not self._whole:
+            found = hub.read_json(self._record)
+        if found is not None and found["identity"] == identity:
+            self._facts |= found
+        else:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        self._identity = identity
 
-    def add(self, name: str, write: Callable[[Path], str]) -> str:
+    def add(self, name: str, write: Callable[[Path, tuple[int, str], Callable[[int, str], None]], str]) -> str:
         """Have a file written, or keep the one that an earlier run finished; its hash tells.
 
         Args:
             name: Path of the file in the folder.
-            write: Writes the file it is given, and returns its SHA-256.
+            write: Writes the file it is given, goes on where an earlier run left it, and records how far it is, both as
+                ``write_tensors`` does; returns the file's SHA-256.
 
         Returns:
             SHA-256 of the file.
         """
-        file = self.folder / name
-        recorded = self._whole.get(name)
+        file, whole = self.folder / name, self._facts["files"]
+        recorded: str | None = whole.get(name)
         if recorded is not None and file.is_file() and hub.file_sha256(file) == recorded:
             return recorded
         file.parent.mkdir(parents=True, exist_ok=True)
         half = file.with_name(file.name + ".half")
-        self._whole[name] = write(half)
+
+        def record(size: int, digest: str) -> None:
+            self._facts["begun"] = {name: [size, digest]}
+            hub.write_json(self._record, self._facts)
+
+        size, digest = self._facts["begun"].get(name, (0, ""))
+        made = write(half, (size, digest), record)
         half.replace(file)
-        hub.write_json(self._record, {"identity": self._identity, "files": self._whole})
-        return self._whole[name]
+        whole[name], self._facts["begun"] = made, {}
+        hub.write_json(self._record, self._facts)
+        return made
 
 
 @contextlib.contextmanager

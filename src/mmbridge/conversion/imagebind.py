@@ -59,47 +59,50 @@ def encoder(
     return converted
 
 
-def keymap(state: Mapping[str, Tensor]) -> KeyMap:
+def beside(folder: Path) -> dict[str, Any]:
+    """Return as arguments of ``keymap`` and ``base_configs`` what a ``config.json`` of this library beside the weights tells."""
+    file = folder / "config.json"
+    ours = file.is_file() and TOWER_CONFIGS.keys() & hub.read_json(file).keys()
+    return {"config": read_config(folder)} if ours else {}
+
+
+def keymap(state: Mapping[str, Tensor], config: ImageBindConfig | None = None) -> KeyMap:
     """Map a whole checkpoint, whose names are kept: one part, ``model``, which ``encoders.ImageBind`` opens.
 
     Args:
-        state: Tensors by their published names, on any device; only names are read.
+        state: Tensors by their published names, on any device; only names and shapes are read.
+        config: As for ``base_configs``; names do not depend on it.
 
     Raises:
         CheckpointError: No towers of ImageBind, or a tower that lacks a tensor or has one too many.
     """
-    towers = [tower for tower in TOWER_CONFIGS if any(name.split(".")[1:2] == [tower] for name in state)]
+    towers = _towers(state)
     if not towers:
         raise CheckpointError(
             f"this is no ImageBind checkpoint; its tensors are {listed(sorted(state))}. Give a file such as imagebind_huge.pth."
         )
     depths = {tower: _read_sizes(state, tower)[0]["depth"] for tower in towers}
-    config = ImageBindConfig(**{tower: TOWER_CONFIGS[tower](depth=depth) for tower, depth in depths.items()})
+    sizes = ImageBindConfig(**{tower: TOWER_CONFIGS[tower](depth=depth) for tower, depth in depths.items()})
     with torch.device("meta"):
-        wanted = ImageBindModel(config).state_dict()
+        wanted = ImageBindModel(sizes).state_dict()
     return KeyMap({"model": {name: Target((name,)) for name in wanted}})
 
 
-def base_configs(state: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Any]]:
+def base_configs(state: Mapping[str, Tensor], config: ImageBindConfig | None = None) -> dict[str, dict[str, Any]]:
     """Return the ``config.json`` of the part ``model``: sizes read from the tensors.
-
-    What leaves no trace in them (attention heads, how a sound is laid out) is taken from a ``config.json`` of this
-    library beside the weights, or else has its published number.
 
     Args:
         state: Tensors by their published names, on any device; only names and shapes are read.
-        folder: Where the weights lie.
+        config: What leaves no trace in them (attention heads, how a sound is laid out); None takes the published numbers.
 
     Raises:
-        ConfigError: Another width than the published one, and no ``config.json`` that tells the heads.
+        ConfigError: Another width than the configuration's, whose heads are then not known.
         CheckpointError: A tensor of the wrong shape.
     """
-    beside = folder / "config.json"
-    ours = beside.is_file() and TOWER_CONFIGS.keys() & hub.read_json(beside).keys()
-    given = read_config(folder) if ours else ImageBindConfig.huge()
+    given = config or ImageBindConfig.huge()
     towers: dict[str, Any] = {}
     embed_dim = given.embed_dim
-    for tower in [name for name in TOWER_CONFIGS if any(key.split(".")[1:2] == [name] for key in state)]:
+    for tower in _towers(state):
         found, embed_dim = _read_sizes(state, tower)
         told = getattr(given, tower) or TOWER_CONFIGS[tower]()
         if found["dim"] != told.dim:
@@ -108,9 +111,9 @@ def base_configs(state: Mapping[str, Tensor], folder: Path) -> dict[str, dict[st
                 f"of {told.dim}, so put a config.json that has its sizes beside the weights."
             )
         towers[tower] = replace(told, **found)
-    config = ImageBindConfig(embed_dim, **towers)
+    sizes = ImageBindConfig(embed_dim, **towers)
     with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in ImageBindModel(config).state_dict().items()}
+        wanted = {name: tuple(value.shape) for name, value in ImageBindModel(sizes).state_dict().items()}
     wrong = [
         f"{name} {tuple(state[name].shape)} instead of {shape}"
         for name, shape in wanted.items()
@@ -118,7 +121,12 @@ def base_configs(state: Mapping[str, Tensor], folder: Path) -> dict[str, dict[st
     ]
     if wrong:
         raise CheckpointError(f"ImageBind checkpoint has {len(wrong)} tensors of the wrong shape: {listed(wrong)}.")
-    return {"model": config.to_dict()}
+    return {"model": sizes.to_dict()}
+
+
+def _towers(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the towers of which there is anything."""
+    return [tower for tower in TOWER_CONFIGS if any(name.split(".")[1:2] == [tower] for name in state)]
 
 
 def example(config: ImageBindConfig, tower: str) -> Tensor:

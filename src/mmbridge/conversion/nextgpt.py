@@ -11,14 +11,16 @@ How many signal tokens a medium has leaves no trace in the shapes: the published
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmbridge.backbones.lora import Lora
-from mmbridge.conversion.keymap import listed
+from mmbridge.conversion.keymap import KeyMap, Target, joined, listed
 from mmbridge.conversion.nextgpt_keys import (
     EMBEDDING,
     HEAD,
@@ -110,6 +112,16 @@ def compare_words(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> di
     return report
 
 
+def beside(folder: Path) -> dict[str, Any]:
+    """Return nothing: no file beside the weights tells what ``keymap`` and ``base_configs`` need."""
+    return {}
+
+
+def base_configs(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return nothing: a published file holds no model that stands alone."""
+    return {}
+
+
 def bridge_config(state: Mapping[str, Any], base: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the bridge that opens a converted file as plain data, sizes read from the shapes.
 
@@ -177,9 +189,27 @@ def bridge_config(state: Mapping[str, Any], base: Mapping[str, str] | None = Non
 def export(
     parts: Mapping[str, Mapping[str, Tensor]], base: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Return a bridge's parts in the layout and under the names of the released weights.
+    """Return a bridge's parts in the layout and under the names of the released weights, made as ``export_map`` tells.
 
-    Their code writes signal tokens one by one, so it asks for a head row of each, while a bridge holds that of the first:
+    Args:
+        parts: Parts by name, as in a saved bridge: linear input projections, tags, signal transformers, rows, LoRA or none.
+        base: The base model's ``EMBEDDING`` and ``HEAD``, or a whole file of the released layout.
+        dtype: Of the result; None for that of the input projection.
+
+    Raises:
+        CheckpointError: As for ``export_map``.
+    """
+    flat = joined({**parts, "base": base})
+    targets = export_map(parts, base, dtype)
+    return {name: target.make(*(flat[source] for source in target.sources)) for name, target in targets.items()}
+
+
+def export_map(
+    parts: Mapping[str, Mapping[str, Tensor]], base: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, Target]:
+    """Return how each tensor of the released layout is made from sources called ``<part>/<name>`` and ``base/<name>``.
+
+    Its code writes signal tokens one by one, so it asks for a head row of each, while a bridge holds that of the first:
     head rows that it lacks are taken from ``base`` where that is a file of the released layout, which brings them back as
     they were, and are zero otherwise.
 
@@ -213,18 +243,24 @@ def export(
                 f"the released NExT-GPT layout has one {name} for image, video and audio, but this bridge's differ; "
                 "save it in mmbridge's own format."
             )
-    state = {f"llama_proj.{name.removeprefix('layer.')}": t for name, t in parts["inputs.image.projection"].items()}
+    names = {
+        f"llama_proj.{name.removeprefix('layer.')}": f"inputs.image.projection/{name}"
+        for name in parts["inputs.image.projection"]
+    }
     for modality, prefix in RELEASED.outputs.items():
-        for name, tensor in parts[f"outputs.{modality}.projection"].items():
-            state[prefix + released_name(name)] = tensor
+        part = f"outputs.{modality}.projection"
+        names |= {prefix + released_name(name): f"{part}/{name}" for name in parts[part]}
     adapters = parts.get("backbone.lora", {})
     stem = "llama_model.base_model.model." if adapters else "llama_model."
-    state |= {stem + name: tensor for name, tensor in adapters.items()}
-    chosen = dtype or next(iter(state.values())).dtype
-    state[stem + EMBEDDING], state[stem + HEAD] = _all_rows(parts, base, chosen)
-    state = {name: tensor.detach().to(chosen).contiguous() for name, tensor in state.items()}
-    keymap(state)  # whatever is wrong with it is told there
-    return state
+    names |= {stem + name: f"backbone.lora/{name}" for name in adapters}
+    state = joined({**parts, "base": base})
+    chosen = dtype or state[next(iter(names.values()))].dtype
+    made = {name: Target((source,)) for name, source in names.items()}
+    made[stem + EMBEDDING], made[stem + HEAD] = _all_rows(parts, base)
+    made = {name: Target(t.sources, partial(_plain, make=t.make, dtype=chosen)) for name, t in made.items()}
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    keymap(KeyMap({"file": made}).apply(meta)["file"])  # whatever is wrong with it is told there
+    return made
 
 
 def peft_adapter(
@@ -264,35 +300,57 @@ def _part(filling: Filling[Any] | None) -> dict[str, Any]:
     return {"name": module.registry_name if module else "", **given}
 
 
-def _all_rows(parts: Mapping[str, Any], base: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the whole embedding and head: old rows from the base, new ones from the parts."""
+def _plain(*tensors: Tensor, make: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
+    """Return what ``make`` makes, in one precision, from tensors that may be parameters of a bridge."""
+    tensor: Tensor = make(*(tensor.detach().to(dtype) for tensor in tensors))
+    return tensor.contiguous()
+
+
+def _all_rows(parts: Mapping[str, Any], base: Mapping[str, Tensor]) -> tuple[Target, Target]:
+    """Return how the whole embedding and head are made: old rows from the base, new ones from the parts."""
     words = find_words(base)
     if not words or any(name not in base for name in words.values()):
         raise CheckpointError(f"the base model lacks {EMBEDDING} or {HEAD}; give both.")
-    embedding, head = (base[name].to(dtype) for name in words.values())
-    start = first_added(embedding, RELEASED) if words[EMBEDDING] != EMBEDDING else len(embedding)
-    tags = parts["inputs.image.tags"]
-    added = [tags["start"], tags["end"]]
-    whole = head.new_zeros(start + RELEASED.wrappers + sum(SIGNALS.values()), head.shape[1])
-    whole[: len(head)] = head
-    low = start + RELEASED.wrappers
-    for modality, count in SIGNALS.items():
-        rows = parts[f"outputs.{modality}.rows"]
-        if len(rows["embedding"]) != count or rows["embedding"].shape[1] != head.shape[1]:
+    count, width = base[words[EMBEDDING]].shape
+    start = first_added(base[words[EMBEDDING]], RELEASED) if words[EMBEDDING] != EMBEDDING else count
+    low, places = start + RELEASED.wrappers, []
+    for modality, signals in SIGNALS.items():
+        shape = tuple(parts[f"outputs.{modality}.rows"]["embedding"].shape)
+        if shape != (signals, width):
             raise CheckpointError(
-                f"outputs.{modality}.rows has the shape {tuple(rows['embedding'].shape)}, but the released NExT-GPT layout has "
-                f"{count} signals and this base model width {head.shape[1]}; export a bridge that was built so."
+                f"outputs.{modality}.rows has the shape {shape}, but the released NExT-GPT layout has "
+                f"{signals} signals and this base model width {width}; export a bridge that was built so."
             )
-        added.append(rows["embedding"])
-        whole[low] = rows["head"][0].detach().to(dtype)
-        low += count
-    return torch.cat([embedding[:start], *(rows.detach().to(embedding) for rows in added)]), whole
+        places.append(low)
+        low += signals
+    rows = [f"outputs.{modality}.rows" for modality in SIGNALS]
+    added = ["inputs.image.tags/start", "inputs.image.tags/end", *(f"{part}/embedding" for part in rows)]
+    heads = [f"{part}/head" for part in rows]
+    return (
+        Target((f"base/{words[EMBEDDING]}", *added), partial(_embedding, start=start)),
+        Target((f"base/{words[HEAD]}", *heads), partial(_head, places=tuple(places), count=low)),
+    )
+
+
+def _embedding(old: Tensor, *added: Tensor, start: int) -> Tensor:
+    return torch.cat([old[:start], *(rows.to(old.device) for rows in added)])
+
+
+def _head(old: Tensor, *added: Tensor, places: tuple[int, ...], count: int) -> Tensor:
+    whole = old.new_zeros(count, old.shape[1])
+    whole[: len(old)] = old
+    for place, rows in zip(places, added, strict=True):
+        whole[place] = rows[0]
+    return whole
 
 
 __all__ = [
+    "base_configs",
+    "beside",
     "bridge_config",
     "compare_words",
     "export",
+    "export_map",
     "grouping",
     "keymap",
     "linear",

@@ -81,7 +81,7 @@ RELEASED = Layout(
     alpha=1,
     dropout=0.1,
     bases={
-        "backbone": "Vision-CAIR/vicuna-7b",  # version 0, merged with LLaMA
+        "backbone": "vicuna-7b-v0",  # no hub id: see hub.MERGED
         **_ENCODERS,
         "outputs.image.decoder": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "outputs.video.decoder": "cerspense/zeroscope_v2_576w",

@@ -15,12 +15,16 @@ calls them or as everything else here does: "point" is "pointcloud", "rgbd" is "
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmbridge.conversion.keymap import KeyMap, Target, listed
+from mmbridge import hub
+from mmbridge.conversion.keymap import KeyMap, Target, joined, listed
+from mmbridge.conversion.onellm_faults import faults_of, finite, misshapen, refuse, shapes_of
 from mmbridge.conversion.onellm_names import (
     ENCODER,
     EXPERTS,
@@ -69,7 +73,7 @@ def mixture(state: Mapping[str, Tensor], modality: str, num_heads: int = 16) -> 
     targets = projection_targets(theirs) | experts
     own = rf"resample_layers\.|(resample_tokens|clip_proj[12]|routers)\.{theirs}(\.|$)"
     what = f"the projection of {theirs!r}"
-    _refuse(_faults(state, targets, own), what)
+    refuse(faults_of(state, targets, own), what)
     with torch.device("meta"):
         module = _mixture(state, theirs, num_heads)
     return _filled(module, state, targets, what).float()
@@ -102,11 +106,28 @@ def encoder(
     others = "" if kind == "image" else r"|conv1\.|positional_embedding$"
     own = rf"clip\.visual\.(?!proj${others})|conv1\.{theirs}\.|positional_embedding\.{theirs}$"
     what = f"the encoder of {theirs!r}"
-    _refuse(_faults(state, targets, own), what)
+    refuse(faults_of(state, targets, own), what)
     config = _encoder_config(state, [kind], heads, **sizes)
     with torch.device("meta"):
         module = UniversalEncoder(OURS[theirs], config=config, coordinates=coordinates)
     return _filled(module, state, targets, what).float().freeze()
+
+
+def beside(folder: Path) -> dict[str, Any]:
+    """Return as arguments of ``keymap``, ``base_configs`` and ``export_map`` what files beside the weights tell: ``heads``.
+
+    Read are LLaMA's own ``params.json``, and ``config.json`` of transformers.
+
+    Raises:
+        CheckpointError: The number in there is none.
+    """
+    for name, key in (("params.json", "n_heads"), ("config.json", "num_attention_heads")):
+        if not (folder / name).is_file() or (heads := hub.read_json(folder / name).get(key)) is None:
+            continue
+        if not isinstance(heads, int) or heads < 1:
+            raise CheckpointError(f"{folder / name} has {key}={heads!r}; write the number of attention heads there.")
+        return {"heads": heads}
+    return {}
 
 
 def keymap(state: Mapping[str, Any], heads: int = 32) -> KeyMap:
@@ -138,8 +159,8 @@ def keymap(state: Mapping[str, Any], heads: int = 32) -> KeyMap:
     unused = {name: reason for name, reason in UNUSED.items() if name in state}
     KeyMap(parts, unused).check(state, "the OneLLM checkpoint")
     shapes = _part_shapes(state, modalities)
-    wrong = [fault for part, targets in parts.items() for fault in _misshapen(state, targets, shapes[part])]
-    _refuse({"of the wrong shape": wrong}, "its parts")
+    wrong = [fault for part, targets in parts.items() for fault in misshapen(state, targets, shapes[part])]
+    refuse({"of the wrong shape": wrong}, "its parts")
     return KeyMap(
         {
             part: {
@@ -167,7 +188,7 @@ def released(state: Mapping[str, Tensor], heads: int = 32) -> dict[str, dict[str
         CheckpointError: Missing, unexpected or non-finite tensors, or wrong shapes; the message lists them.
     """
     found = keymap(state, heads)
-    _refuse({"not finite": [name for name, value in state.items() if not _finite(value)]}, "its parts")
+    refuse({"not finite": [name for name, value in state.items() if not finite(value)]}, "its parts")
     return found.apply(state)
 
 
@@ -183,7 +204,27 @@ def export(parts: Mapping[str, Mapping[str, Tensor]], heads: int = 32) -> dict[s
     Raises:
         CheckpointError: A part that OneLLM does not have, or one that is not whole.
     """
-    state: dict[str, Tensor] = {}
+    flat = joined(parts)
+    return {
+        name: target.make(*(flat[source] for source in target.sources)).contiguous()
+        for name, target in export_map(parts, heads=heads).items()
+    }
+
+
+def export_map(
+    parts: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any] | None = None, heads: int = 32
+) -> dict[str, Target]:
+    """Return how ``export`` makes each published tensor, from sources called ``<part>/<name>``; only shapes are read.
+
+    Args:
+        parts: Tensors of each part, on any device.
+        base: Not needed: a file of OneLLM takes nothing from elsewhere.
+        heads: Attention heads of the language model.
+
+    Raises:
+        CheckpointError: As for ``export``.
+    """
+    found: dict[str, Target] = {}
     for part, tensors in parts.items():
         targets = targets_of(part, tensors, heads)
         if targets.keys() != tensors.keys():
@@ -193,11 +234,9 @@ def export(parts: Mapping[str, Mapping[str, Tensor]], heads: int = 32) -> dict[s
                 "whole part of a OneLLM bridge."
             )
         for name, target in targets.items():
-            pieces = target.make.undo(tensors[name])  # type: ignore[attr-defined]
-            state.update(
-                {f"llma.{source}": piece.contiguous() for source, piece in zip(target.sources, pieces, strict=True)}
-            )
-    return state
+            for index, source in enumerate(target.sources):
+                found[f"llma.{source}"] = Target((f"{part}/{name}",), partial(target.make.undo, index=index))  # type: ignore[attr-defined]
+    return found
 
 
 def bridge_config(
@@ -356,7 +395,7 @@ def _part_shapes(state: Mapping[str, Any], modalities: Iterable[str]) -> dict[st
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     with torch.device("meta"):
         for theirs in modalities:
-            whole = _shapes_of(_mixture(state, theirs, num_heads=1))
+            whole = shapes_of(_mixture(state, theirs, num_heads=1))
             experts = {name: whole.pop(name) for name in list(whole) if name.startswith("experts.")}
             shapes[f"inputs.{OURS[theirs]}.projection"] = whole
             shapes[f"inputs.{OURS[theirs]}.tags"] = dict.fromkeys(("start", "end"), (1, whole["project_out.0.bias"][0]))
@@ -364,7 +403,7 @@ def _part_shapes(state: Mapping[str, Any], modalities: Iterable[str]) -> dict[st
         config = _encoder_config(state, find_kinds(modalities), heads=1)
         kinds = {kind: KINDS[kind][1](getattr(config, kind), config.dim) for kind in find_kinds(modalities)}
         encoder = nn.ModuleDict({"transformer": Transformer(config), "tokenizers": nn.ModuleDict(kinds)})
-        shapes[ENCODER] = _shapes_of(encoder)
+        shapes[ENCODER] = shapes_of(encoder)
     vocabulary, dim = _shape(state, "tok_embeddings.weight", 2)
     queries, keys = (_shape(state, f"layers.0.attention.{name}.weight", 2)[0] for name in ("wq", "wk"))
     inner = _shape(state, "layers.0.feed_forward.w1.weight", 2)[0]
@@ -378,10 +417,6 @@ def _part_shapes(state: Mapping[str, Any], modalities: Iterable[str]) -> dict[st
     return shapes
 
 
-def _shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
 def _shape(state: Mapping[str, Any], name: str, axes: int) -> tuple[int, ...]:
     if name not in state:
         raise CheckpointError(
@@ -389,7 +424,7 @@ def _shape(state: Mapping[str, Any], name: str, axes: int) -> tuple[int, ...]:
         )
     shape = tuple(state[name].shape)
     if len(shape) != axes:
-        _refuse({"of the wrong shape": [f"{name} {shape} instead of {axes} axes"]}, "its parts")
+        refuse({"of the wrong shape": [f"{name} {shape} instead of {axes} axes"]}, "its parts")
     return shape
 
 
@@ -415,7 +450,7 @@ def _modalities(state: Mapping[str, Any]) -> list[str]:
     return [theirs for theirs in MODALITIES if theirs in present]
 
 
-# Faults --------------------------------------------------------------------------------------------------------------
+# Files ---------------------------------------------------------------------------------------------------------------
 
 
 def _prefix(state: Mapping[str, Any]) -> str:
@@ -427,50 +462,13 @@ def _stripped(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
-def _finite(tensor: Tensor) -> bool:
-    return tensor.is_meta or bool(tensor.isfinite().all())
-
-
-def _faults(state: Mapping[str, Any], targets: Mapping[str, Target], own: str) -> dict[str, list[str]]:
-    """Return which names are missing, and which that match ``own`` nobody wants."""
-    known = {source for target in targets.values() for source in target.sources}
-    return {
-        "missing": [name for name in known if name not in state],
-        "unexpected": [name for name in state if re.match(own, name) and name not in known],
-    }
-
-
-def _misshapen(
-    state: Mapping[str, Any], targets: Mapping[str, Target], shapes: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    found = []
-    for name, target in targets.items():
-        wanted = target.make.source(shapes[name])  # type: ignore[attr-defined]
-        found += [
-            f"{source} {tuple(state[source].shape)} instead of {wanted}"
-            for source in target.sources
-            if tuple(state[source].shape) != wanted
-        ]
-    return found
-
-
 def _filled(module: Any, state: Mapping[str, Tensor], targets: Mapping[str, Target], what: str) -> Any:
     """Give a module on the meta device its tensors."""
     sources = sorted({source for target in targets.values() for source in target.sources})
-    _refuse({"of the wrong shape": _misshapen(state, targets, _shapes_of(module))}, what)
-    _refuse({"not finite": [name for name in sources if not _finite(state[name])]}, what)
+    refuse({"of the wrong shape": misshapen(state, targets, shapes_of(module))}, what)
+    refuse({"not finite": [name for name in sources if not finite(state[name])]}, what)
     module.to_empty(device="cpu")
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             tensor.copy_(targets[name].make(*(state[source] for source in targets[name].sources)))
     return module
-
-
-def _refuse(faults: Mapping[str, list[str]], what: str) -> None:
-    """Raise an error that lists what is wrong, if anything is."""
-    if any(faults.values()):
-        found = "; ".join(f"{len(names)} {fault}: {listed(sorted(names))}" for fault, names in faults.items() if names)
-        raise CheckpointError(
-            f"OneLLM checkpoint does not fill {what}: {found}. Pass all its tensors under their own names, from an "
-            "undamaged file."
-        )

@@ -82,8 +82,9 @@ class _Same:
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def undo(self, tensor: Tensor) -> Iterable[Tensor]:
-        return (tensor,)
+    def undo(self, tensor: Tensor, index: int = 0) -> Tensor:
+        """Return the source number ``index`` of what was made."""
+        return tensor
 
     def source(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
@@ -97,8 +98,8 @@ class _Stacked(_Same):
         stacked = torch.stack(tensors)
         return stacked.unsqueeze(1) if stacked.ndim == 2 else stacked
 
-    def undo(self, tensor: Tensor) -> Iterable[Tensor]:
-        return (single.reshape(self.source(tuple(tensor.shape))) for single in tensor)
+    def undo(self, tensor: Tensor, index: int = 0) -> Tensor:
+        return tensor[index].reshape(self.source(tuple(tensor.shape)))
 
     def source(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[1:] if shape[1] > 1 else shape[2:]
@@ -111,8 +112,8 @@ class _Tag(_Same):
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor[0]
 
-    def undo(self, tensor: Tensor) -> Iterable[Tensor]:
-        return (tensor[None],)
+    def undo(self, tensor: Tensor, index: int = 0) -> Tensor:
+        return tensor[None]
 
     def source(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1, *shape)
@@ -127,8 +128,8 @@ class _Rotary(_Same):
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor.unflatten(0, (-1, self.head // 2, 2)).transpose(1, 2).flatten(0, 2)
 
-    def undo(self, tensor: Tensor) -> Iterable[Tensor]:
-        return (tensor.unflatten(0, (-1, 2, self.head // 2)).transpose(1, 2).flatten(0, 2),)
+    def undo(self, tensor: Tensor, index: int = 0) -> Tensor:
+        return tensor.unflatten(0, (-1, 2, self.head // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def highest(names: Iterable[str], pattern: str) -> int:

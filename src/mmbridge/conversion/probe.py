@@ -6,6 +6,8 @@ activation or normalisation.
 """
 
 import contextlib
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+log = logging.getLogger("mmbridge")
 
 TOLERANCE = 1e-3
 """Largest difference between stored and computed numbers, relative to the largest stored one."""
@@ -63,6 +67,52 @@ def numbers(forward: Callable[[], Tensor]) -> list[float]:
         values = forward().float().flatten()
     places = torch.linspace(0, len(values) - 1, min(_SHOWN, len(values))).long()
     return [float(f"{value:.6g}") for value in values[places].tolist()]
+
+
+def projection(module: nn.Module, tensors: Mapping[int, Tensor]) -> dict[str, list[float]]:
+    """Return the self-check of a projection: a few numbers of what it makes of eight tokens of noise.
+
+    Args:
+        module: The projection, which stays as it is.
+        tensors: What is put in the place of its parameters, by their ``id``.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with filled(module, tensors):
+            return {"projection": numbers(lambda: module(noise(1, 8, sizes(module)["dim_in"])))}
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def sizes(module: nn.Module | None) -> dict[str, int]:
+    """Return the widths of a projection; nothing for any other module."""
+    known = {key: getattr(module, key, None) for key in ("dim_in", "dim_out", "num_queries")}
+    return {key: size for key, size in known.items() if size is not None}
+
+
+def entry(name: str, module: nn.Module | None) -> dict[str, Any]:
+    """Return what the manifest says of a part for its self-check; nothing if it is no projection, or has no weights.
+
+    A projection that can't be run, because it wants another number of tokens for example, is saved without: a warning tells.
+    A projection with buffers is passed over, since they are not among the saved tensors.
+
+    Args:
+        name: The part's name, for the warning.
+        module: The module, on any device; it is run on the CPU, in float32.
+    """
+    if module is None or not sizes(module) or any(True for _ in module.buffers()):
+        return {}
+    weights = list(module.parameters())
+    if any(value.is_meta for value in weights):
+        return {}
+    try:
+        found = projection(module, {id(value): value.detach().cpu() for value in weights})
+    except Exception as error:  # whatever it is, what was trained must be saved
+        log.warning("no self-check of %s was stored: %s", name, error)
+        return {}
+    return {"check": found, "sizes": sizes(module)} if all(map(math.isfinite, found["projection"])) else {}
 
 
 def difference(stored: list[float], found: list[float]) -> float:
