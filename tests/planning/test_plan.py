@@ -308,7 +308,7 @@ def test_command_shows_the_device_that_is_asked_for(capsys):
     assert main(["plan", "tiny/decoder_alignment", "--gpu", "l40s", "run.steps=2"]) == 0
     printed = capsys.readouterr().out
     assert [name for name in planning.GPUS if f"\n{name}" in printed] == ["L40S"]
-    assert "96 dialogues" in printed
+    assert "64 dialogues" in printed
 
 
 def test_command_lists_all_devices_without_a_name(capsys):
