@@ -5,7 +5,7 @@ once, frozen features are computed once, two runs go on at a time with one threa
 the same command goes on. How long it will take is measured before it starts. The figures go to results.json and, as a page, to
 results.md and assets/.
 
-    python benchmarks/ablations.py                                   all studies, three seeds
+    python benchmarks/ablations.py                                   all studies, two seeds: under an hour
     python benchmarks/ablations.py --page docs                       the same, and the page goes to docs/results.md
     python benchmarks/ablations.py --only signal_tokens --seeds 1
     python benchmarks/ablations.py run.steps=20 --samples 10         key=value overrides every stage, for a quick look
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), metavar="DIR", help="(runs/ablations)")
     parser.add_argument("--page", type=Path, metavar="DIR", help="folder of results.md and assets/ (--out)")
     parser.add_argument("--only", nargs="+", default=[], metavar="STUDY", help="studies (all)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds of every variant (3)")
+    parser.add_argument("--seeds", type=int, default=2, metavar="N", help="seeds of every variant (2)")
     parser.add_argument("--samples", type=int, default=100, metavar="N", help="requests per cell and seed (100)")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="runs at a time (2)")
     given = parser.parse_intermixed_args(arguments)

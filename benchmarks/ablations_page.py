@@ -1,7 +1,7 @@
 """The page of the ablations: tables, plots and verdicts, all of them computed from results.json.
 
 Intervals are percentile bootstraps at 95 % over seeds and requests: seeds are drawn with replacement, then as many requests as
-there were for each. With three seeds they are rough, and rather too narrow.
+there were for each. With two or three seeds they are rough, and rather too narrow.
 
     python benchmarks/ablations_page.py docs/assets/ablations.json docs         writes the page anew
 """
