@@ -58,10 +58,10 @@ class Bridge(nn.Module):
         self.inputs = nn.ModuleDict(inputs or {})
         self.outputs = nn.ModuleDict(outputs or {})
         self.first_ids: dict[str, int] = {}
-        self._shared: dict[str, nn.Module] = {}  # what several projections have, by the name they share it under
+        self._shared: dict[str, nn.Module] = {}  # what several ways in have, by the name they share it under
         for modality, way in self.inputs.items():
-            if share := getattr(getattr(way, "projection", None), "share", None):
-                self._build(f"input {modality!r}", share, self._shared)
+            if hasattr(way, "share"):
+                self._build(f"input {modality!r}", way.share, self._shared)
             self._build(f"input {modality!r}", way.build, modality, backbone.dim)
         following = backbone.vocabulary_size
         for modality, way in self.outputs.items():

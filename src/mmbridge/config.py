@@ -74,11 +74,19 @@ class BridgeConfig:
         """Return the names of the parts that can train."""
         projections = [part.arguments["projection"] for part in self.inputs.values() if "projection" in part.arguments]
         shared = dict.fromkeys(projection.arguments.get("experts") for projection in projections)
+        trains = {
+            part.arguments["encoder"].arguments.get("trains")
+            for part in self.inputs.values()
+            if "encoder" in part.arguments
+        }
+        shared |= {"encoder": None} if "encoder" in trains else {}
         names = [f"inputs.shared.{name}" for name in shared if name]
         for group, parts, more in (("inputs", self.inputs, []), ("outputs", self.outputs, ["rows"])):
             for modality, part in parts.items():
                 inside = ["projection"] if "projection" in part.arguments else []
                 inside += ["tags"] if part.arguments.get("tags") else []
+                encoder = part.arguments.get("encoder")
+                inside += ["tokenizer"] if encoder is not None and encoder.arguments.get("trains") else []
                 names += [f"{group}.{modality}.{name}" for name in inside + more]
         return names + (["backbone.lora"] if self.backbone.arguments.get("lora") is not None else [])
 

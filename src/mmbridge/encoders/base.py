@@ -92,6 +92,14 @@ class Encoder(nn.Module):
             f"{type(self).__name__} can't read {self.modality} files; it takes tensors: call encoder(x) with a batch."
         )
 
+    def trainable(self) -> dict[str, nn.Module]:
+        """Return the parts that a bridge may train, by name; most encoders have none."""
+        return {}
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Do the part of ``encode`` on a batch that no weight takes part in; it is done once where parts train."""
+        return x
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, T, D), without gradients, in the precision of the weights."""

@@ -73,9 +73,10 @@ class PointSizes:
 
 @dataclass(frozen=True)
 class ImuSizes:
-    """Motion-sensor readings, ``sample_rate`` a second, in windows of ``kernel`` steps, one at every step."""
+    """Motion-sensor readings, ``sample_rate`` a second, in windows of ``kernel`` steps, one every ``stride`` steps."""
 
     kernel: int = 10
+    stride: int = 1
     steps: int = 400
     channels: int = 6
     sample_rate: float = 200.0
@@ -83,7 +84,7 @@ class ImuSizes:
     @property
     def grid(self) -> tuple[int, ...]:
         """Windows."""
-        return (self.steps - self.kernel + 1,)
+        return ((self.steps - self.kernel) // self.stride + 1,)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,12 @@ class Tokenizer(nn.Module):
     """Raw inputs to a class token and tokens, with positions: (B, ...) -> (B, 1 + T, dim).
 
     A subclass gives ``tokenize``, which returns tokens (B, T, dim) and the grid they lie on.
+
+    Attributes:
+        ordered: Whether a token's number says where or when it is.
     """
+
+    ordered = True
 
     def __init__(self, grid: tuple[int, ...], dim: int):
         super().__init__()
@@ -111,6 +117,23 @@ class Tokenizer(nn.Module):
             raise ConfigError(f"{type(self).__name__} would make {grid} tokens; let windows be no larger than inputs.")
         self.grid = grid
         self.positions = nn.Parameter(torch.empty(1 + math.prod(grid), dim))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Give positions their start for training: sines over the grid, as large as tokens are, or small numbers without order.
+
+        Small random numbers, which large models are given, take a small one thousands of steps to tell apart.
+        """
+        self.positions.normal_(std=0.02)
+        if self.ordered:
+            share = self.positions.shape[1] // len(self.grid)
+            lines = torch.meshgrid(*(torch.arange(size) for size in self.grid), indexing="ij")
+            for axis, line in enumerate(lines):
+                self.positions[1:, axis * share : (axis + 1) * share] += waves(line.flatten(), share, base=100)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Do the part of ``tokenize`` that no weight takes part in; it may be done once and kept."""
+        return x
 
     @abstractmethod
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -159,13 +182,15 @@ class PatchTokenizer(Tokenizer):
 class PointTokenizer(Tokenizer):
     """Groups of neighbouring points: each point is mapped, each group takes the largest values.
 
-    Shape: (B, N, channels) -> (B, 1 + groups, dim).
+    Shape: (B, N, channels) or, in groups, (B, groups, neighbours, channels) -> (B, 1 + groups, dim).
 
     Args:
         sizes: How many groups of how many points.
         dim: Width.
         coordinates: Channels between which distances are measured.
     """
+
+    ordered = False
 
     def __init__(self, sizes: PointSizes, dim: int, coordinates: tuple[int, ...] = (0, 1, 2)):
         super().__init__(sizes.grid, dim)
@@ -174,18 +199,26 @@ class PointTokenizer(Tokenizer):
         self.neighbours, self.coordinates = sizes.neighbours, list(coordinates)
         self.projection = nn.Conv2d(sizes.channels, dim, 1)
 
-    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Return one token per group."""
+    def gather(self, x: Tensor) -> Tensor:
+        """Put points (B, N, channels) into groups (B, groups, neighbours, channels)."""
         channels = self.projection.in_channels
-        if x.shape[2] != channels or x.shape[1] == 0:
+        if x.shape[-1] != channels or 0 in x.shape:
             raise ShapeError(f"clouds are (B, at least 1 point, {channels}), not {tuple(x.shape)}.")
+        if x.ndim == 4:
+            return x
         places = x[..., self.coordinates].float()
         rows = torch.arange(len(x), device=x.device).unsqueeze(1)
         centres = farthest_points(places, min(self.grid[0], x.shape[1]))  # (B, G)
         groups = nearest_points(places, places[rows, centres], min(self.neighbours, x.shape[1]))  # (B, G, K)
-        features = self.projection(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)  # (B, N, dim)
-        members = (features[rows, groups[..., place]] for place in range(groups.shape[2]))
-        return functools.reduce(torch.maximum, members), (centres.shape[1],)
+        return x[rows.unsqueeze(2), groups]
+
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Return one token per group, of points or of what ``gather`` made of them."""
+        groups = self.gather(x).permute(0, 3, 1, 2)  # (B, channels, G, K)
+        members = (
+            self.projection(member) for member in groups.split(1, dim=3)
+        )  # (B, dim, G, 1) each: all would fill memory
+        return functools.reduce(torch.maximum, members).squeeze(3).transpose(1, 2), (groups.shape[2],)
 
 
 class ImuTokenizer(Tokenizer):
@@ -193,7 +226,7 @@ class ImuTokenizer(Tokenizer):
 
     def __init__(self, sizes: ImuSizes, dim: int):
         super().__init__(sizes.grid, dim)
-        self.projection = nn.Conv1d(sizes.channels, dim, sizes.kernel, bias=False)
+        self.projection = nn.Conv1d(sizes.channels, dim, sizes.kernel, sizes.stride, bias=False)
 
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return one token per window."""
@@ -206,6 +239,8 @@ class ImuTokenizer(Tokenizer):
 
 class FmriTokenizer(Tokenizer):
     """All voxels to a few tokens by one linear map, channels outermost. Shape: (B, voxels) -> (B, 1 + T, dim)."""
+
+    ordered = False
 
     def __init__(self, sizes: FmriSizes, dim: int):
         super().__init__(sizes.grid, dim)
@@ -227,6 +262,20 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "fmri": (FmriSizes, FmriTokenizer),
 }
 """Sizes and module of each tokenizer; videos, depth and normal maps are cut as pictures are."""
+
+
+def waves(numbers: Tensor, dim: int, base: float = 10_000) -> Tensor:
+    """Return sinusoidal encodings of numbers (N,) -> (N, dim), sines then cosines (Vaswani et al., arXiv 1706.03762, section 3.5).
+
+    Args:
+        numbers: Positions.
+        dim: Width.
+        base: The longest wave has this many positions times 2 pi.
+    """
+    half = (dim + 1) // 2
+    rates = base ** -(torch.arange(half, device=numbers.device) / half)
+    angles = numbers.unsqueeze(1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
 
 
 def farthest_points(x: Tensor, count: int) -> Tensor:

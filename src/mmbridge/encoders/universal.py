@@ -5,10 +5,10 @@ transformer is that of Radford et al., "Learning Transferable Visual Models From
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from mmbridge import hub
 from mmbridge.encoders.base import Encoder, is_planning, load_strict
 from mmbridge.encoders.imagebind_modules import Attention, initialise
-from mmbridge.encoders.tokenizers import KINDS, AudioSizes, FmriSizes, ImageSizes, ImuSizes, PointSizes, Tokenizer
+from mmbridge.encoders.tokenizers import (
+    KINDS,
+    AudioSizes,
+    FmriSizes,
+    ImageSizes,
+    ImuSizes,
+    PointSizes,
+    Tokenizer,
+    waves,
+)
 from mmbridge.errors import CheckpointError, ConfigError, ShapeError
 from mmbridge.registry import encoders as registry
 from mmbridge.registry import suggest
@@ -54,7 +63,7 @@ _SHAPES = {
     "depth": ("the picture and its map, (B, 2, 3, H, W)", (5,)),
     "normal": ("the picture and its map, (B, 2, 3, H, W)", (5,)),
     "audio": ("(B, 1, mel bins, frames) or (B, clips, 1, mel bins, frames)", (4, 5)),
-    "pointcloud": ("(B, points, channels)", (3,)),
+    "pointcloud": ("(B, points, channels), or (B, groups, neighbours, channels)", (3, 4)),
     "imu": ("(B, channels, steps)", (3,)),
     "fmri": ("(B, voxels) or (B, 1, voxels)", (2, 3)),
 }
@@ -175,8 +184,11 @@ TINY = {
 class UniversalEncoder(Encoder):
     """A frozen CLIP transformer over the tokens of one modality; the class token is the first of those it gives.
 
-    Frames of a video, clips of a sound, and a picture with its depth or normal map are encoded one by one and averaged.
-    Encoders of several modalities that read the same weights have one transformer in memory.
+    Frames of a video, clips of a sound, and a picture with its depth or normal map are encoded one by one and averaged, as
+    published. Encoders of several modalities that read the same weights have one transformer in memory.
+
+    The tokenizers are light: ``trains="tokenizer"`` makes this one a part of a bridge that can train, through the frozen
+    transformer, as in the paper. Only then may the weights lack it; it starts anew.
 
     Args:
         modality: "image", "video", "audio", "depth", "normal", "pointcloud", "imu" or "fmri".
@@ -184,8 +196,12 @@ class UniversalEncoder(Encoder):
         config: Sizes; None to take those beside the weights.
         coordinates: Channels of a point between which distances are measured when points are grouped. The published
             code measures them between colours: (3, 4, 5) repeats that.
+        frames: What becomes of a video's frames: "mean", as published, which forgets their order, or "tokens", all of them
+            in a row, each frame with the sinusoidal encoding of its number (arXiv 1706.03762, section 3.5) added.
+        trains: What a bridge may train: None, "tokenizer", or "encoder" for the transformer too, which all ways in that name
+            these weights then share.
 
-    Shape: (B, ...) -> (B, 1 + T, D).
+    Shape: (B, ...) -> (B, 1 + T, D); a video whose frames are "tokens" gives (B, frames * (1 + T), D).
 
     Raises:
         ConfigError: Unknown modality or size, or neither weights nor config.
@@ -198,6 +214,8 @@ class UniversalEncoder(Encoder):
         weights: str | Path | None = None,
         config: UniversalConfig | dict[str, Any] | None = None,
         coordinates: Sequence[int] = (0, 1, 2),
+        frames: Literal["mean", "tokens"] = "mean",
+        trains: Literal["tokenizer", "encoder"] | None = None,
     ):
         super().__init__()
         if modality not in TOKENIZERS:
@@ -205,6 +223,15 @@ class UniversalEncoder(Encoder):
                 f"the universal encoder has no modality {modality!r}{suggest(modality, list(TOKENIZERS))}"
             )
         sizes = UniversalConfig.from_dict(config) if isinstance(config, dict) else config
+        for option, value, known in (
+            ("frames", frames, ("mean", "tokens")),
+            ("trains", trains, (None, "tokenizer", "encoder")),
+        ):
+            if value not in known:
+                raise ConfigError(
+                    f"the universal encoder got {option}={value!r}; accepted: {', '.join(map(str, known))}."
+                )
+        self.trains = trains
         if weights is None and sizes is None:
             raise ConfigError(
                 "the universal encoder needs weights (a folder or a hub id) or, for random weights, a config; pass one of them."
@@ -224,8 +251,11 @@ class UniversalEncoder(Encoder):
         self.options = {"activation": sizes.activation, "heads": sizes.heads}
         if modality == "pointcloud":
             self.options |= {"coordinates": tuple(coordinates), "neighbours": self.own.neighbours}
-        elif modality == "audio":
+        elif modality in ("audio", "imu"):
             self.options |= {"stride": self.own.stride}
+        self.frame_tokens = modality == "video" and frames == "tokens"
+        if self.frame_tokens:
+            self.options |= {"frames": frames}
         self._create(folder, tuple(coordinates))
         self.freeze()
 
@@ -234,26 +264,32 @@ class UniversalEncoder(Encoder):
         if folder is None:
             self.transformer, self.tokenizer = Transformer(self.sizes), self._tokenizer(*given)
             initialise(self)
+            self.tokenizer.start()
             return
         with torch.device("meta"):
             self.tokenizer, transformer = self._tokenizer(*given), Transformer(self.sizes)
         key: tuple[object, ...] = (folder.resolve(), self.sizes)
         if not is_planning():
             self.file, self.licence = folder / "model.safetensors", hub.licence_of(folder)
-            self._load(self.tokenizer, f"tokenizers.{self.kind}.")
+            if not self._load(self.tokenizer, f"tokenizers.{self.kind}.", optional=self.trains is not None):
+                self.tokenizer = self._tokenizer(*given)
+                self.tokenizer.start()
             status = self.file.stat()
             key = (*key, status.st_mtime_ns, status.st_size)
         present = _shared.get(key)
-        if present is None:
+        if present is None or self.trains == "encoder":  # what trains must not change what others hold
             if not is_planning():
                 self._load(transformer, "transformer.")
-            present = _shared[key] = transformer
+            present = transformer
+            if self.trains != "encoder":
+                _shared[key] = present
         self.transformer = present
 
     def _tokenizer(self, *given: Any) -> Tokenizer:
         return KINDS[self.kind][1](self.own, self.sizes.dim, *given)
 
-    def _load(self, module: nn.Module, prefix: str) -> None:
+    def _load(self, module: nn.Module, prefix: str, optional: bool = False) -> bool:
+        """Read a module's weights; returns False where the file has none of them and they are optional."""
         try:
             with safe_open(self.file, framework="pt") as stream:
                 state = {
@@ -263,12 +299,29 @@ class UniversalEncoder(Encoder):
                 }
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.file} can't be read as safetensors ({error}); replace it.") from error
+        if optional and not state:
+            return False
         load_strict(module, state, f"universal encoder weights {self.file}, {prefix}*,")
+        return True
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Return what a bridge may train for this modality alone."""
+        return {} if self.trains is None else {"tokenizer": self.tokenizer}
+
+    def share(self, pool: MutableMapping[str, nn.Module]) -> None:
+        """Have the transformer in common with the other ways in, if it trains."""
+        if self.trains == "encoder":
+            self.transformer = pool.setdefault("encoder", self.transformer)  # type: ignore[assignment]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Do the part of ``encode`` on a batch that no weight takes part in: points in groups (B, groups, neighbours, channels)."""
+        return self.tokenizer.gather(x)
 
     @property
     def spec(self) -> TokenSpec:
         """Tokens of one medium of the usual length, the class token among them, and their width."""
-        return TokenSpec(len(self.tokenizer.positions), self.sizes.dim)
+        frames = self.own.video_clips * self.own.video_crops if self.frame_tokens else 1
+        return TokenSpec(frames * len(self.tokenizer.positions), self.sizes.dim)
 
     @property
     def input(self) -> InputSpec:
@@ -306,4 +359,8 @@ class UniversalEncoder(Encoder):
             x = x.transpose(2, 3).flatten(1, 2)  # clips and their frames -> frames
         frames = x if x.ndim == 5 else x.unsqueeze(1)  # (B, frames or clips, ...)
         tokens = self.transformer(self.tokenizer(frames.flatten(0, 1), self.transformer.class_embedding))
-        return tokens.unflatten(0, frames.shape[:2]).mean(1)
+        tokens = tokens.unflatten(0, frames.shape[:2])  # (B, frames, 1 + T, D)
+        if not self.frame_tokens:
+            return tokens.mean(1)
+        numbers = torch.arange(tokens.shape[1], device=tokens.device)
+        return (tokens + waves(numbers, self.sizes.dim).to(tokens.dtype).unsqueeze(1)).flatten(1, 2)

@@ -1,6 +1,6 @@
-"""The way in of NExT-GPT and OneLLM: a frozen encoder's tokens, projected into the sequence."""
+"""The way in of NExT-GPT and OneLLM: an encoder's tokens, projected into the sequence."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,9 @@ register = ways_in.register
 @register("encoded")
 class Encoded(nn.Module):
     """Encode a medium with a frozen encoder and project its tokens to slots.
+
+    Features are the encoder's tokens. While a part of the encoder trains (the tokenizer of ``encoders.UniversalEncoder``),
+    they are its raw inputs, and encoding is a part of ``enter``.
 
     Args:
         encoder: An encoder from ``mmbridge.encoders`` or any module with its members.
@@ -39,7 +42,7 @@ class Encoded(nn.Module):
         self.encoder, self.projection = encoder, projection
         self.attention, self.batch_size, self.tagged = attention, batch_size, tags
         self.tags: Tags
-        self._fingerprint: str | None = None
+        self._fingerprint: tuple[Any, str] = None, ""
 
     def build(self, modality: str, dim: int) -> None:
         """Check the modality, derive the projection's widths and create the tags.
@@ -56,43 +59,61 @@ class Encoded(nn.Module):
         if self.tagged:
             self.tags = Tags(dim)
 
+    def share(self, pool: MutableMapping[str, nn.Module]) -> None:
+        """Take part in what several ways in of a bridge have in common: experts, an encoder that trains."""
+        for part in (self.projection, self.encoder):
+            if hasattr(part, "share"):
+                part.share(pool)
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether any part of the encoder trains now."""
+        return any(parameter.requires_grad for parameter in self.encoder.parameters())
+
     @property
     def fingerprint(self) -> str:
-        """Hash over the encoder's weights and preprocessing, computed once: the encoder is frozen."""
-        if self._fingerprint is None:
-            self._fingerprint = self.encoder.fingerprint
-        return self._fingerprint
+        """Hash over what features depend on: preprocessing, and the encoder's weights unless some of them train."""
+        if self.trains_encoder:
+            return f"raw {type(self.encoder).__qualname__} {self.encoder.input!r} {self.encoder.options}"
+        version = sum(parameter._version for parameter in self.encoder.parameters())  # which grows when one is changed
+        if self._fingerprint[0] != version:
+            self._fingerprint = version, self.encoder.fingerprint
+        return self._fingerprint[1]
 
     @torch.no_grad()
     def features(self, media: Sequence[Any]) -> list[Tensor]:
-        """Encode media (``Image``, ``Audio``, ...) to one tensor (T, dim) each."""
+        """Encode media (``Image``, ``Audio``, ...) to one tensor (T, dim) each; to a raw input if the encoder trains."""
         parameter = next(self.encoder.parameters(), torch.empty(0))
-        encoded: list[Tensor] = []
+        work = self.encoder.gather if self.trains_encoder else self.encoder
+        found: list[Tensor] = []
         for start in range(0, len(media), self.batch_size):
             raw = torch.stack([self.encoder.prepare(medium) for medium in media[start : start + self.batch_size]])
-            encoded.extend(self.encoder(raw.to(parameter.device)))
-        return encoded
+            found.extend(work(raw.to(parameter.device)))
+        return found
 
     def length(self, features: Tensor) -> int:
-        """Return the number of slots for features (T, dim), tags included."""
-        return int(self.projection.num_tokens(features.shape[0])) + 2 * self.tagged
+        """Return the number of slots for the features of a medium, tags included."""
+        tokens = self.encoder.spec.tokens if self.trains_encoder else features.shape[0]
+        return int(self.projection.num_tokens(tokens)) + 2 * self.tagged
 
     def enter(self, features: Sequence[Tensor]) -> Tensor:
-        """Project features, media of equal length together: returns (sum of slots, D) in the media's order."""
+        """Project features, media of equal size together: returns (sum of slots, D) in the media's order."""
         parameter = next(self.projection.parameters())
         slots: list[Tensor] = [parameter] * len(features)
-        by_length: dict[int, list[int]] = {}
+        by_shape: dict[torch.Size, list[int]] = {}
         for index, tensor in enumerate(features):
-            by_length.setdefault(tensor.shape[0], []).append(index)
-        for members in by_length.values():
+            by_shape.setdefault(tensor.shape, []).append(index)
+        for members in by_shape.values():
             stacked = torch.stack([features[index] for index in members]).to(parameter.device, parameter.dtype)
-            for index, projected in zip(members, self.projection(stacked), strict=True):
+            tokens = self.encoder.encode(stacked) if self.trains_encoder else stacked
+            for index, projected in zip(members, self.projection(tokens), strict=True):
                 slots[index] = torch.cat([self.tags.start, projected, self.tags.end]) if self.tagged else projected
         return torch.cat(slots)
 
     def trainable(self) -> dict[str, nn.Module]:
-        """Return the projection and, where there are some, the tags."""
-        return {"projection": self.projection, **({"tags": self.tags} if self.tagged else {})}
+        """Return the projection and, where there are some, the tags and the encoder's light parts."""
+        light = self.encoder.trainable() if hasattr(self.encoder, "trainable") else {}
+        return {"projection": self.projection, **({"tags": self.tags} if self.tagged else {}), **light}
 
     def describe(self) -> dict[str, Any]:
         """Return the manifest entry of the encoder."""
