@@ -58,12 +58,18 @@ class AudioSizes:
 
 @dataclass(frozen=True)
 class PointSizes:
-    """Clouds of ``points`` points as ``groups`` groups of ``neighbours``; a point has a position and a colour."""
+    """Clouds of ``points`` points as ``groups`` groups of ``neighbours``; a point has a position and a colour.
+
+    As published a point is mapped by one matrix. A hidden layer of width ``hidden``, and positions ``relative`` to the group's
+    centre beside the others, let a token tell more of the group's form (PointNet, arXiv 1612.00593; Point-BERT, arXiv 2111.14819).
+    """
 
     groups: int = 1024
     neighbours: int = 32
     channels: int = 6
     points: int = 8192
+    hidden: int = 0
+    relative: bool = False
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -196,28 +202,33 @@ class PointTokenizer(Tokenizer):
         super().__init__(sizes.grid, dim)
         if not coordinates or not set(coordinates) <= set(range(sizes.channels)):
             raise ConfigError(f"coordinates={coordinates} are not channels of points, 0 to {sizes.channels - 1}.")
-        self.neighbours, self.coordinates = sizes.neighbours, list(coordinates)
-        self.projection = nn.Conv2d(sizes.channels, dim, 1)
+        self.neighbours, self.coordinates, self.relative = sizes.neighbours, list(coordinates), sizes.relative
+        self.channels, self.read = sizes.channels, sizes.channels + len(coordinates) * sizes.relative
+        self.hidden = nn.Sequential(nn.Conv2d(self.read, sizes.hidden, 1), nn.GELU()) if sizes.hidden else nn.Identity()
+        self.projection = nn.Conv2d(sizes.hidden or self.read, dim, 1)
 
     def gather(self, x: Tensor) -> Tensor:
         """Put points (B, N, channels) into groups (B, groups, neighbours, channels)."""
-        channels = self.projection.in_channels
-        if x.shape[-1] != channels or 0 in x.shape:
-            raise ShapeError(f"clouds are (B, at least 1 point, {channels}), not {tuple(x.shape)}.")
-        if x.ndim == 4:
+        if x.ndim == 4 and x.shape[3] == self.read:
             return x
+        if x.ndim != 3 or x.shape[2] != self.channels or x.shape[1] == 0:
+            raise ShapeError(f"clouds are (B, at least 1 point, {self.channels}), not {tuple(x.shape)}.")
         places = x[..., self.coordinates].float()
         rows = torch.arange(len(x), device=x.device).unsqueeze(1)
         centres = farthest_points(places, min(self.grid[0], x.shape[1]))  # (B, G)
-        groups = nearest_points(places, places[rows, centres], min(self.neighbours, x.shape[1]))  # (B, G, K)
-        return x[rows.unsqueeze(2), groups]
+        members = nearest_points(places, places[rows, centres], min(self.neighbours, x.shape[1]))  # (B, G, K)
+        groups = x[rows.unsqueeze(2), members]
+        if not self.relative:
+            return groups
+        return torch.cat(
+            [groups, groups[..., self.coordinates] - x[rows, centres][..., self.coordinates].unsqueeze(2)], dim=-1
+        )
 
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return one token per group, of points or of what ``gather`` made of them."""
         groups = self.gather(x).permute(0, 3, 1, 2)  # (B, channels, G, K)
-        members = (
-            self.projection(member) for member in groups.split(1, dim=3)
-        )  # (B, dim, G, 1) each: all would fill memory
+        # one by one, since all members of all groups would fill the memory: (B, dim, G, 1) each
+        members = (self.projection(self.hidden(each)) for each in groups.split(1, dim=3))
         return functools.reduce(torch.maximum, members).squeeze(3).transpose(1, 2), (groups.shape[2],)
 
 
