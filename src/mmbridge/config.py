@@ -157,7 +157,8 @@ class OptimizerConfig:
         betas: Decay rates of the running averages.
         weight_decay: Decoupled weight decay.
         warmup: Share of the steps over which the learning rate rises.
-        schedule: What follows the warm-up: down to zero in a line or a cosine, or constant.
+        schedule: What follows the warm-up: down in a line or a cosine, or constant.
+        floor: Where a line or a cosine ends, as a share of ``lr``.
         clip: Largest norm of the gradients; null for no clipping.
     """
 
@@ -166,6 +167,7 @@ class OptimizerConfig:
     weight_decay: float = field(default=0.001, metadata={"least": 0})
     warmup: float = field(default=0.1, metadata={"least": 0, "most": 1})
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    floor: float = field(default=0.0, metadata={"least": 0, "most": 1})
     clip: float | None = field(default=1.0, metadata={"least": 0})
 
 
