@@ -47,7 +47,7 @@ class Bridge(nn.Module):
         ShapeError: Two parts do not fit; the sentence names both and the widths.
         ConfigError: A part reads or makes another modality than it is named for.
 
-    Calling a bridge on a ``Batch`` returns its losses by name: ``text``, and ``<modality>.<loss>`` for each way out.
+    Calling a bridge on a ``Batch`` returns its losses by name: ``text``, and ``<modality>.<loss>`` for each way out and in.
     """
 
     def __init__(
@@ -239,6 +239,7 @@ class Bridge(nn.Module):
                 flat[places], flat_embeddings[places], [span.content for span in spans], batch.seed
             )
             losses.update({f"{modality}.{name}": value for name, value in made.items()})
+        losses |= {f"{name}.{key}": loss for name in batch.entering for key, loss in self.inputs[name].losses().items()}
         idle = [
             parameter
             for ways, present in ((self.inputs, batch.entering), (self.outputs, batch.leaving))

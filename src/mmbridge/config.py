@@ -84,11 +84,15 @@ class BridgeConfig:
 
     def loss_names(self) -> list[str]:
         """Return the names of the losses that a bridge of these parts may give; may import torch."""
-        return ["text"] + [
-            f"{modality}.{loss}"
+        named = [
+            (modality, getattr(ways_out.get(part.name), "loss_names", OUTPUT_LOSSES))
             for modality, part in self.outputs.items()
-            for loss in getattr(ways_out.get(part.name), "loss_names", OUTPUT_LOSSES)
+        ] + [
+            (modality, getattr(projections.get(part.arguments["projection"].name), "loss_names", ()))
+            for modality, part in self.inputs.items()
+            if "projection" in part.arguments
         ]
+        return ["text"] + [f"{modality}.{loss}" for modality, losses in named for loss in losses]
 
     def validate(self) -> None:
         """Ask the registries whether every part exists and takes its arguments; builds nothing, but may import torch.
@@ -208,7 +212,7 @@ class Recipe:
         parent: Bridge to start from: a folder, a shipped name, or null for fresh projections.
         bridge: The parts.
         train: Patterns (``*`` matches anything) over part names; exactly the matching parts train.
-        losses: Weights by name: "text", "<output>.alignment", "<output>.denoising".
+        losses: Weights by name: "text", "<output>.alignment", "<output>.denoising", "<input>.balance".
         data: Where dialogues come from.
         optimizer: AdamW and its schedule.
         run: The loop.

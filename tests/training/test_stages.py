@@ -60,6 +60,7 @@ def test_the_optimiser_follows_the_schedule_to_its_floor():
             ["outputs.image.projection", "outputs.image.rows"],
             {"image.alignment": 1.0, "text": 0.1},
         ),
+        ("encoder_alignment", ["inputs.image.projection"], {"text": 1.0, "image.balance": 0.01}),
         ("decoder_alignment", ["outputs.image.projection"], {"image.denoising": 1.0}),
         ("instruction_tuning", ["backbone.lora", "inputs.image.projection"], {"text": 1.0}),
     ],

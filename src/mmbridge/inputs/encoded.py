@@ -81,6 +81,7 @@ class Encoded(nn.Module):
         """Project features, media of equal length together: returns (sum of slots, D) in the media's order."""
         parameter = next(self.projection.parameters())
         slots: list[Tensor] = [parameter] * len(features)
+        routing: list[Tensor | None] = []
         by_length: dict[int, list[int]] = {}
         for index, tensor in enumerate(features):
             by_length.setdefault(tensor.shape[0], []).append(index)
@@ -88,7 +89,14 @@ class Encoded(nn.Module):
             stacked = torch.stack([features[index] for index in members]).to(parameter.device, parameter.dtype)
             for index, projected in zip(members, self.projection(stacked), strict=True):
                 slots[index] = torch.cat([self.tags.start, projected, self.tags.end]) if self.tagged else projected
+            routing.append(self.projection.routing)
+        if len(routing) > 1 and routing[0] is not None:
+            self.projection.routing = torch.cat(routing)  # of all calls, not of the last alone
         return torch.cat(slots)
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return the projection's losses of the last ``enter``, such as ``balance`` of a mixture of experts."""
+        return dict(self.projection.losses())
 
     def trainable(self) -> dict[str, nn.Module]:
         """Return the projection and, where there are some, the tags."""

@@ -64,11 +64,13 @@ class MixtureOfExperts(InputProjection):
         normalize: "softmax" or "sigmoid".
         top_k: Experts with a weight, for every slot; the others' is 0. None for all.
         experts: Name under which projections of one bridge share their experts, as all published ones do; None for own ones.
+        balance: Whether ``losses`` gives the balance loss; recipes set it where the loss ``<modality>.balance`` has a weight.
 
     Shape: (B, T, dim_in) -> (B, num_tokens, dim_out), for any T >= 1.
 
     Attributes:
-        routing: What the router gave in the last call, as ``weights`` does, with its gradients; None before the first.
+        routing: What the router gave in the last call, as ``weights`` does, with its gradients; None before the first. A way in
+            (``inputs.Encoded``) joins its calls for one batch.
 
     Raises:
         ConfigError: A size that is not a positive integer, heads that do not divide the width, an unknown router.
@@ -84,8 +86,8 @@ class MixtureOfExperts(InputProjection):
         torch.Size([3])
     """
 
+    loss_names = ("balance",)
     experts: "Experts"
-    routing: Tensor | None = None
 
     def __init__(
         self,
@@ -102,6 +104,7 @@ class MixtureOfExperts(InputProjection):
         normalize: Literal["softmax", "sigmoid"] = "softmax",
         top_k: int | None = None,
         experts: str | None = None,
+        balance: bool = False,
     ):
         super().__init__()
         if dim_feedforward is None:
@@ -117,7 +120,7 @@ class MixtureOfExperts(InputProjection):
             raise ConfigError(f"projection {self.name!r} got top_k={top_k}, which is not in 1..{num_experts}.")
         sizes = (num_experts, depth, dim_hidden, num_heads, dim_feedforward)
         self.tokens_out, self.dim_hidden, self.num_experts = num_tokens, dim_hidden, num_experts
-        self.router_kind, self.normalize, self.top_k = router, normalize, top_k
+        self.router_kind, self.normalize, self.top_k, self.balance = router, normalize, top_k, balance
         self._sizes_of_experts, self._shared_as = sizes, experts
         self._pool: dict[str, Experts] = {}  # a plain dict, so that torch sees them once
         self._build_if_given(dim_in=dim_in, dim_out=dim_out)
@@ -193,6 +196,10 @@ class MixtureOfExperts(InputProjection):
         weights = self.routing.detach().flatten(0, 1)  # (slots, num_experts)
         entropy = torch.special.entr(weights / weights.sum(-1, keepdim=True)).sum(-1)
         return Load(weights.mean(0), entropy.mean())
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return ``balance``, the ``balance_loss`` of the last call, where it is switched on and there was a call."""
+        return {"balance": balance_loss(self.routing.float())} if self.balance and self.routing is not None else {}
 
     def _project(self, x: Tensor) -> Tensor:
         features = self.project_in(x)  # (B, T, dim_hidden)

@@ -158,6 +158,8 @@ def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
         modality, _, loss = name.partition(".")
         if loss == "denoising" and weight > 0 and modality in config["outputs"]:
             config["outputs"][modality]["denoising"] = True
+        if loss == "balance" and weight > 0:
+            config["inputs"][modality]["projection"]["balance"] = True
     bridge = Bridge.from_config(config)
     if recipe.parent is None:
         return bridge, []

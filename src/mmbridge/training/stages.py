@@ -27,7 +27,7 @@ class Rules:
 
 
 STAGES = {
-    "encoder_alignment": Rules(("inputs.*",), ("text",), ("text",)),
+    "encoder_alignment": Rules(("inputs.*",), ("text", "*.balance"), ("text",)),
     "decoder_alignment": Rules(("outputs.*",), ("*",), ("*.alignment", "*.denoising")),
     "instruction_tuning": Rules(("*",), ("*",), ("text",)),
 }
