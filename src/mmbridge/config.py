@@ -107,6 +107,25 @@ class BridgeConfig:
                 if modality not in MEDIA:
                     raise ConfigError(f"{path} is not a known medium{suggest(modality, list(MEDIA))}")
                 _check_part(registry, part, path)
+        for modality in self.inputs:
+            self._check_like(modality)
+
+    def _check_like(self, modality: str) -> None:
+        """Follow ``like`` from way in to way in; each must be there, have a projection of the same kind, and not come again."""
+        chain = [modality]
+        while (like := self.inputs[chain[-1]].arguments.get("like")) is not None:
+            path = f"bridge.inputs.{chain[-1]}.like is {like!r}, "
+            if like in chain:
+                raise ConfigError(f"{path}which would start as itself; name a modality that it is not started from.")
+            if like not in self.inputs:
+                others = [name for name in self.inputs if name not in chain]
+                raise ConfigError(f"{path}which is no way in of this bridge{suggest(like, others)}")
+            ours, theirs = (self.inputs[name].arguments["projection"].name for name in (chain[-1], like))
+            if ours != theirs:
+                raise ConfigError(
+                    f"{path}whose projection is a {theirs!r}, but this one is a {ours!r}; give both the same, or remove 'like'."
+                )
+            chain.append(like)
 
 
 @dataclass

@@ -23,6 +23,7 @@ class Encoded(nn.Module):
         batch_size: Media that the encoder takes at once.
         tags: Whether a learned slot stands before and one after each medium: ``<Img>`` and ``</Img>`` of the released
             NExT-GPT weights, the start and end tags of OneLLM.
+        like: Modality of the same bridge whose projection and tags this way in's start as, where a recipe's parent lacks it.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class Encoded(nn.Module):
         attention: Literal["causal", "full"] = "causal",
         batch_size: int = 64,
         tags: bool = False,
+        like: str | None = None,
     ):
         super().__init__()
         if attention not in ("causal", "full"):
             raise ConfigError(f"attention inside a medium is 'causal' or 'full', not {attention!r}.")
         self.encoder, self.projection = encoder, projection
         self.attention, self.batch_size, self.tagged = attention, batch_size, tags
+        self.like = like
         self.tags: Tags
         self._fingerprint: str | None = None
 
