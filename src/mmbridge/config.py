@@ -120,7 +120,9 @@ class BridgeConfig:
             if like not in self.inputs:
                 others = [name for name in self.inputs if name not in chain]
                 raise ConfigError(f"{path}which is no way in of this bridge{suggest(like, others)}")
-            ours, theirs = (self.inputs[name].arguments["projection"].name for name in (chain[-1], like))
+            ours, theirs = (
+                getattr(self.inputs[name].arguments.get("projection"), "name", None) for name in (chain[-1], like)
+            )
             if ours != theirs:
                 raise ConfigError(
                     f"{path}whose projection is a {theirs!r}, but this one is a {ours!r}; give both the same, or remove 'like'."

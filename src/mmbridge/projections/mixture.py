@@ -7,7 +7,7 @@ much of each expert's states of the learned tokens goes on. Experts are one comp
 """
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -64,6 +64,8 @@ class MixtureOfExperts(InputProjection):
         normalize: "softmax" or "sigmoid".
         top_k: Experts with a weight, for every slot; the others' is 0. None for all.
         experts: Name under which projections of one bridge share their experts, as all published ones do; None for own ones.
+        upcycle: Whether a training run may start the experts from a parent's single one: null refuses such a parent, 0 makes them
+            copies of it, and more is the ``noise`` of ``upcycle``.
         balance: Whether ``losses`` gives the balance loss; recipes set it where the loss ``<modality>.balance`` has a weight.
 
     Shape: (B, T, dim_in) -> (B, num_tokens, dim_out), for any T >= 1.
@@ -104,6 +106,7 @@ class MixtureOfExperts(InputProjection):
         normalize: Literal["softmax", "sigmoid"] = "softmax",
         top_k: int | None = None,
         experts: str | None = None,
+        upcycle: float | None = None,
         balance: bool = False,
     ):
         super().__init__()
@@ -116,6 +119,8 @@ class MixtureOfExperts(InputProjection):
         for option, value, known in (("router", router, ROUTERS), ("normalize", normalize, NORMALIZERS)):
             if value not in known:
                 raise ConfigError(f"projection {self.name!r} got {option}={value!r}; choose one of {', '.join(known)}.")
+        if upcycle is not None and upcycle < 0:
+            raise ConfigError(f"projection {self.name!r} got upcycle={upcycle}, but it must be 0 or more.")
         if top_k is not None and not 1 <= top_k <= num_experts:
             raise ConfigError(f"projection {self.name!r} got top_k={top_k}, which is not in 1..{num_experts}.")
         sizes = (num_experts, depth, dim_hidden, num_heads, dim_feedforward)
@@ -254,15 +259,25 @@ def upcycle(projection: MixtureOfExperts, num_experts: int, noise: float = 0.0, 
             raise ConfigError(f"upcycle can't change {option!r}{suggest(option, list(ROUTING))}")
     made = _like(projection, num_experts=num_experts, **options)
     made.build(*projection._sizes.values())
-    state = projection.state_dict()
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if name.startswith("router."):
-                continue
-            parameter.copy_(state[name])  # one expert's to all
-            if noise and name.startswith("experts."):
-                parameter.add_(noise * state[name].std() * torch.randn_like(parameter))
+    made.load_state_dict(upcycled(projection.state_dict(), made.state_dict(), noise))
     return _placed(made, projection)
+
+
+def upcycled(one: Mapping[str, Tensor], fresh: Mapping[str, Tensor], noise: float = 0.0) -> dict[str, Tensor]:
+    """Return the tensors of a mixture, or of its experts alone, whose experts start as the one of another.
+
+    Args:
+        one: Tensors by name of the one with a single expert.
+        fresh: Those of the new one; its router stays, and it gives the number of experts.
+        noise: As of ``upcycle``.
+    """
+    made = {name: value for name, value in one.items() if not name.startswith("router.")}
+    for name, value in made.items():
+        if name in fresh and name.startswith(("experts.", "blocks.")):
+            made[name] = value.expand(len(fresh[name]), *value.shape[1:])  # one expert's to all
+            if noise:
+                made[name] = made[name] + noise * value.std() * torch.randn_like(made[name])
+    return made | {name: value for name, value in fresh.items() if name.startswith("router.")}
 
 
 def add_modality(
