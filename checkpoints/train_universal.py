@@ -146,6 +146,9 @@ def train(modality: str, options: argparse.Namespace) -> None:
         f"{tuple(raw.shape)} mean {raw.float().mean():.2f} std {raw.float().std():.2f}, {time.time() - started:.0f} s",
         flush=True,
     )
+    state = load_file(TARGET / "model.safetensors")
+    others = {name: value for name, value in state.items() if not name.startswith(f"tokenizers.{modality}.")}
+    save_file(others, TARGET / "model.safetensors")  # so that this one starts anew
     encoder = UniversalEncoder(modality, TARGET, trains="tokenizer")
     encoder.tokenizer.requires_grad_(True)
     reads = ReadOuts(modality, encoder.sizes.dim)

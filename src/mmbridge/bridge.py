@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -24,6 +24,9 @@ log = logging.getLogger("mmbridge")
 
 # Arguments of parts that are parts themselves, and the registry that builds them.
 _NESTED = {"encoder": registry.encoders, "projection": registry.projections, "decoder": registry.decoders}
+
+
+Adapt = Callable[[str, dict[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 class Store(Protocol):
@@ -47,7 +50,7 @@ class Bridge(nn.Module):
         ShapeError: Two parts do not fit; the sentence names both and the widths.
         ConfigError: A part reads or makes another modality than it is named for.
 
-    Calling a bridge on a ``Batch`` returns its losses by name: ``text``, and ``<modality>.<loss>`` for each way out.
+    Calling a bridge on a ``Batch`` returns its losses by name: ``text``, and ``<modality>.<loss>`` for each way out and in.
     """
 
     def __init__(
@@ -239,6 +242,7 @@ class Bridge(nn.Module):
                 flat[places], flat_embeddings[places], [span.content for span in spans], batch.seed
             )
             losses.update({f"{modality}.{name}": value for name, value in made.items()})
+        losses |= {f"{name}.{key}": loss for name in batch.entering for key, loss in self.inputs[name].losses().items()}
         idle = [
             parameter
             for ways, present in ((self.inputs, batch.entering), (self.outputs, batch.leaving))
@@ -369,12 +373,13 @@ class Bridge(nn.Module):
         bridge.eval()
         return bridge
 
-    def load_parts(self, source: str | Path, *, strict: bool = True) -> list[str]:
+    def load_parts(self, source: str | Path, *, strict: bool = True, adapt: Adapt | None = None) -> list[str]:
         """Read trained parts from a saved bridge.
 
         Args:
             source: Where the other bridge is.
             strict: Whether every part of this bridge must be there; otherwise parts that are missing keep their start.
+            adapt: Changes the tensors of a part before they are compared, given its name, what is stored and what is here.
 
         Returns:
             Names of the parts that were read.
@@ -405,7 +410,7 @@ class Bridge(nn.Module):
                 raise CheckpointError(
                     f"{file} was altered: its hash is {found[:16]}..., the manifest wants {wanted[:16]}...; restore it."
                 )
-            tensors = load_file(file)
+            tensors = adapt(name, load_file(file), parameters) if adapt else load_file(file)
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
             ours = {key: tuple(value.shape) for key, value in parameters.items()}
             if shapes != ours:

@@ -92,11 +92,15 @@ class BridgeConfig:
 
     def loss_names(self) -> list[str]:
         """Return the names of the losses that a bridge of these parts may give; may import torch."""
-        return ["text"] + [
-            f"{modality}.{loss}"
+        named = [
+            (modality, getattr(ways_out.get(part.name), "loss_names", OUTPUT_LOSSES))
             for modality, part in self.outputs.items()
-            for loss in getattr(ways_out.get(part.name), "loss_names", OUTPUT_LOSSES)
+        ] + [
+            (modality, getattr(projections.get(part.arguments["projection"].name), "loss_names", ()))
+            for modality, part in self.inputs.items()
+            if "projection" in part.arguments
         ]
+        return ["text"] + [f"{modality}.{loss}" for modality, losses in named for loss in losses]
 
     def validate(self) -> None:
         """Ask the registries whether every part exists and takes its arguments; builds nothing, but may import torch.
@@ -111,6 +115,27 @@ class BridgeConfig:
                 if modality not in MEDIA:
                     raise ConfigError(f"{path} is not a known medium{suggest(modality, list(MEDIA))}")
                 _check_part(registry, part, path)
+        for modality in self.inputs:
+            self._check_like(modality)
+
+    def _check_like(self, modality: str) -> None:
+        """Follow ``like`` from way in to way in; each must be there, have a projection of the same kind, and not come again."""
+        chain = [modality]
+        while (like := self.inputs[chain[-1]].arguments.get("like")) is not None:
+            path = f"bridge.inputs.{chain[-1]}.like is {like!r}, "
+            if like in chain:
+                raise ConfigError(f"{path}which would start as itself; name a modality that it is not started from.")
+            if like not in self.inputs:
+                others = [name for name in self.inputs if name not in chain]
+                raise ConfigError(f"{path}which is no way in of this bridge{suggest(like, others)}")
+            ours, theirs = (
+                getattr(self.inputs[name].arguments.get("projection"), "name", None) for name in (chain[-1], like)
+            )
+            if ours != theirs:
+                raise ConfigError(
+                    f"{path}whose projection is a {theirs!r}, but this one is a {ours!r}; give both the same, or remove 'like'."
+                )
+            chain.append(like)
 
 
 @dataclass
@@ -165,7 +190,8 @@ class OptimizerConfig:
         betas: Decay rates of the running averages.
         weight_decay: Decoupled weight decay.
         warmup: Share of the steps over which the learning rate rises.
-        schedule: What follows the warm-up: down to zero in a line or a cosine, or constant.
+        schedule: What follows the warm-up: down in a line or a cosine, or constant.
+        floor: Where a line or a cosine ends, as a share of ``lr``.
         clip: Largest norm of the gradients; null for no clipping.
     """
 
@@ -174,6 +200,7 @@ class OptimizerConfig:
     weight_decay: float = field(default=0.001, metadata={"least": 0})
     warmup: float = field(default=0.1, metadata={"least": 0, "most": 1})
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    floor: float = field(default=0.0, metadata={"least": 0, "most": 1})
     clip: float | None = field(default=1.0, metadata={"least": 0})
 
 
@@ -214,7 +241,7 @@ class Recipe:
         parent: Bridge to start from: a folder, a shipped name, or null for fresh projections.
         bridge: The parts.
         train: Patterns (``*`` matches anything) over part names; exactly the matching parts train.
-        losses: Weights by name: "text", "<output>.alignment", "<output>.denoising".
+        losses: Weights by name: "text", "<output>.alignment", "<output>.denoising", "<input>.balance".
         data: Where dialogues come from.
         optimizer: AdamW and its schedule.
         run: The loop.

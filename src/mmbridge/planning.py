@@ -202,7 +202,7 @@ class _Planner:
         self.recipe, self.bridge, self.trained, self.text = recipe, bridge, trained, text
         run = recipe.run
         self.width = 4 if run.precision == "32-true" else 2  # bytes of a computed number
-        active = {name for name, weight in recipe.losses.items() if weight > 0}
+        active = {name for name, weight in recipe.losses.items() if weight > 0 and not name.endswith(".balance")}
         self.active = [name for name in bridge.outputs if any(loss.startswith(f"{name}.") for loss in active)]
         self.denoising = [name for name in self.active if f"{name}.denoising" in active]
         self.learning = {

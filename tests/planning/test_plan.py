@@ -15,7 +15,7 @@ from mmbridge import planning
 from mmbridge.bridge import Bridge
 from mmbridge.cli.main import main
 from mmbridge.cli.plan import format_plan
-from mmbridge.config import Recipe
+from mmbridge.config import Part, Recipe
 from mmbridge.data.features import FeatureStore
 from mmbridge.data.loader import StepBatches, prepare_all
 from mmbridge.data.samples import JsonlData
@@ -220,6 +220,17 @@ def test_backbone_is_passed_backward_only_where_something_before_it_trains(load)
     assert alone.work.forward == both.work.forward
     assert alone.work.backward < both.work.backward
     assert alone.activations < both.activations
+
+
+def test_a_loss_of_a_way_in_makes_nothing(load):
+    plans = []
+    for balance in (0.0, 0.1):
+        recipe = load("encoder_alignment")
+        recipe.bridge.inputs["image"].arguments["projection"] = Part.from_plain(tiny.MIXTURE, "projection")
+        recipe.losses["image.balance"] = balance
+        plans.append(planning.plan(recipe))
+    assert plans[0].positions == plans[1].positions
+    assert plans[0].work == plans[1].work
 
 
 def test_hours_follow_the_work(load):

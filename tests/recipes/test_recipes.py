@@ -98,6 +98,8 @@ def test_onellm_has_the_schedule_of_the_paper():
     assert [recipe.run.batch_size * recipe.run.accumulate for recipe in recipes] == [5120, 1080, 1080, 512]
     assert [recipe.run.steps for recipe in recipes] == [200_000, 200_000, 100_000, 3918]
     assert [round(recipe.optimizer.warmup * recipe.run.steps) for recipe in recipes] == [2000, 2000, 2000, 196]
+    lowest = [recipe.optimizer.lr * recipe.optimizer.floor for recipe in recipes]
+    assert lowest == pytest.approx([5e-6, 5e-6, 5e-6, 0])
     for recipe in recipes:
         settings = recipe.optimizer
         assert (settings.betas, settings.weight_decay, settings.clip, settings.schedule) == (

@@ -155,6 +155,22 @@ def test_denoising_loss_trains_where_it_has_a_weight(make, cache, tmp_path):
     assert Bridge.from_pretrained(tmp_path / "run").outputs["image"].denoising
 
 
+def test_balance_loss_trains_where_it_has_a_weight(make, cache, tmp_path, parts):
+    config = tiny.bridge_config(parts)
+    config["inputs"]["image"]["projection"] = tiny.MIXTURE
+    recipe = make(
+        stage="encoder_alignment", steps=2, changes={"bridge": config, "losses": {"text": 1.0, "image.balance": 0.5}}
+    )
+    train(recipe, tmp_path / "run", cache=cache, progress=False)
+    first = rows(tmp_path / "run")[0]
+    balance = float(first["train/loss/image.balance"])
+    assert balance > 0
+    assert float(first["train/loss/total"]) == pytest.approx(float(first["train/loss/text"]) + 0.5 * balance, rel=1e-5)
+    assert Bridge.from_pretrained(tmp_path / "run").inputs["image"].projection.balance
+    unweighted, _ = build_bridge(make(stage="encoder_alignment", changes={"bridge": config}))
+    assert not unweighted.inputs["image"].projection.balance
+
+
 def test_accumulated_batches_give_the_gradient_of_one_large_batch(make, cache, tmp_path):
     for name, run in (("large", {"batch_size": 8}), ("small", {"batch_size": 4, "accumulate": 2})):
         # Alignment alone: a mean over blocks, of which every batch here has equally many.
@@ -359,7 +375,7 @@ def test_overwrite_starts_anew_but_keeps_the_cache(make, tmp_path, capsys):
             "trains inputs.* only, but the recipe names 'outputs.image.projection'",
         ),
         ("decoder_alignment", {"train": ["inputs.*"]}, "trains outputs.* only"),
-        ("encoder_alignment", {"losses": {"image.alignment": 1.0}}, "has the losses text only"),
+        ("encoder_alignment", {"losses": {"image.alignment": 1.0}}, "has the losses text and *.balance only"),
         ("decoder_alignment", {"losses": {"text": 1.0}}, "needs the loss"),
         ("instruction_tuning", {"losses": {"image.alignment": 1.0}}, "needs the loss text"),
         ("instruction_tuning", {"train": ["inputs.audio.*"]}, "matches no part"),

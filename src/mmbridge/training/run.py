@@ -22,6 +22,7 @@ from mmbridge.errors import ConfigError
 from mmbridge.training.callbacks import Checkpoints, Interrupted, Metrics, MetricsFile, Stop, Validation
 from mmbridge.training.checkpoint import SafeCheckpointIO, checkpoints_in, latest_checkpoint, step_of
 from mmbridge.training.freezing import freeze, trainable_table
+from mmbridge.training.parents import load_parent
 from mmbridge.training.stages import Stage, check_stage
 
 log = logging.getLogger("mmbridge")
@@ -158,15 +159,12 @@ def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
         modality, _, loss = name.partition(".")
         if loss == "denoising" and weight > 0 and modality in config["outputs"]:
             config["outputs"][modality]["denoising"] = True
+        if loss == "balance" and weight > 0:
+            config["inputs"][modality]["projection"]["balance"] = True
     bridge = Bridge.from_config(config)
     if recipe.parent is None:
         return bridge, []
-    read = bridge.load_parts(recipe.parent, strict=False)
-    if not read:
-        raise ConfigError(
-            f"parent {recipe.parent!r} has no part in common with this recipe's bridge; set parent: null."
-        )
-    print(f"from {recipe.parent}: {', '.join(read)}", flush=True)
+    load_parent(bridge, recipe.parent, recipe.bridge.inputs)
     manifest = hub.read_json(find_bridge(recipe.parent) / "manifest.json")
     for name, entry in bridge.frozen().items():
         before = manifest["frozen"].get(name)
