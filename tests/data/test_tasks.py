@@ -176,6 +176,17 @@ def test_pictures_and_sounds_of_a_pair_are_of_one_scene():
     assert found
 
 
+def test_words_stand_before_between_and_behind_the_media_of_a_pair():
+    data = SyntheticData(60, inputs=("video", "audio"), mix={"pair": 1.0}, pool=4, pairs=["audio+video"])
+    contents = [data[index]["messages"][0]["content"] for index in range(len(data))]
+    orders = {tuple(part["type"] for part in content) for content in contents if len(content) == 3}
+    assert orders == {("text", "audio", "video"), ("audio", "text", "video"), ("audio", "video", "text")}
+    for content in contents:
+        if len(content) == 3:
+            heard, seen = (read_medium(part["data"]) for part in content if part["type"] != "text")
+            assert heard.items() <= seen.items()
+
+
 def test_recipes_without_outputs_ask_for_pictures_alone():
     data = SyntheticData(40, mix={"draw": 1.0, "convert": 1.0, "edit": 1.0}, pool=3)
     made = {

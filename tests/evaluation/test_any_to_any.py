@@ -52,7 +52,8 @@ def test_directions_of_a_bridge_with_everything():
         inputs = outputs = dict.fromkeys(("image", "video", "audio"))
 
     names = {name_of(direction) for direction in directions(Everything())}
-    sources = ("text", "image", "audio", "video", "image+audio", "text+image", "text+audio", "text+video")
+    sources = ("text", "image", "audio", "video", "image+audio", "audio+video", "text+image")
+    sources += ("text+audio", "text+video")
     assert names >= {f"{source}:{made}" for source in sources for made in ("text", "image", "audio", "video", "none")}
     assert names >= {"text:image+audio", "image:audio+video", "audio:video:2", "text:audio:2"}
     for direction in directions(Everything()):

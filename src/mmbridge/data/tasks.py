@@ -46,10 +46,10 @@ from mmbridge.synthetic.dialogues import Shown, ordered
 from mmbridge.synthetic.requests import (
     INPUTS,
     MEDIA,
+    PAIRS,
     again_request,
     change_request,
     change_scene,
-    describe_both_request,
     then_request,
 )
 from mmbridge.synthetic.scene import lookup
@@ -60,7 +60,7 @@ EVALUATION = 10_000_000
 MAX_NEW_TOKENS = 64
 """Room for the longest right reply."""
 
-SOURCES = ("text", *INPUTS, "image+audio", *(f"text+{medium}" for medium in INPUTS))
+SOURCES = ("text", *INPUTS, *PAIRS, *(f"text+{medium}" for medium in INPUTS))
 """What a scene is given by; "text+image" is a picture, with words that change it."""
 
 
@@ -294,7 +294,7 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
     elif wanted == "none" and rng.random() < 0.5:
         asked = question(scene, str(rng.choice(factors)), rng)[0]
     else:
-        asked = describe_both_request(rng) if source == "image+audio" else describe_request(source, rng)
+        asked = describe_request(source, rng)
     return Task((_user(_openings(source, shown, seed, rng), asked),), tuple(source.split("+")), wanted, scene, factors)
 
 

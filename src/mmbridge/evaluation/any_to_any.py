@@ -22,6 +22,7 @@ from mmbridge.errors import ConfigError
 from mmbridge.modality import MEDIA
 from mmbridge.registry import suggest
 from mmbridge.synthetic import Scene
+from mmbridge.synthetic.requests import PAIRS
 
 RENDERING = 50_000_000
 """First seed of evaluation's renderings; training draws its seeds far below."""
@@ -175,13 +176,14 @@ def measure(bridge: Any, tasks: Sequence[Task], *, seed: int = 0, batch_size: in
 def directions(bridge: Any) -> list[Direction]:
     """Return what the bridge can be asked for, as (sources, wanted, turn).
 
-    Every medium that comes in, words, words with each medium, and a picture with a sound, to words, to every medium that goes
-    out and to words where a medium would be out of place; two media at once from something else, and second turns.
+    Every medium that comes in, words, words with each medium, and a sound with a picture or a video, to words, to every
+    medium that goes out and to words where a medium would be out of place; two media at once from something else, and
+    second turns.
     """
     media = [name for name in MEDIA if name in bridge.inputs]
     made = [name for name in ("image", "audio", "video") if name in bridge.outputs]
     single = ["text", *media]
-    pairs = [*(["image+audio"] if {"image", "audio"} <= set(media) else []), *(f"text+{name}" for name in media)]
+    pairs = [*(pair for pair in PAIRS if set(pair.split("+")) <= set(media)), *(f"text+{name}" for name in media)]
     several = ["+".join(pair) for pair in itertools.combinations(made, 2)]
     return [
         *((source, wanted, 1) for wanted in ("text", *made, "none") for source in (*single, *pairs)),
