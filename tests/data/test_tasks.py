@@ -7,7 +7,16 @@ import pytest
 
 from mmbridge.data import tasks
 from mmbridge.data.synthetic import SyntheticData
-from mmbridge.data.tasks import SOURCES, is_emitted, is_right, make_task, read_medium, render_medium, render_worn
+from mmbridge.data.tasks import (
+    SOURCES,
+    is_emitted,
+    is_right,
+    make_task,
+    read_medium,
+    render_medium,
+    render_worn,
+    right_factors,
+)
 from mmbridge.errors import ConfigError
 from mmbridge.generation import Reply
 from mmbridge.synthetic import CARRIES, Scene, parse
@@ -119,6 +128,20 @@ def test_right_media_are_right_and_others_are_not(wanted):
         swapped = right_reply(task)
         swapped.parts[1:] = swapped.parts[:0:-1]
         assert not is_right(task, swapped), "two media come in the order asked for"
+
+
+def test_factors_are_right_one_by_one():
+    task = make_task("image", "text", SCENE, 5)
+    found = right_factors(task, Reply(["A little tangerine disc at the top right, moving up."]))
+    assert found == {"shape": True, "colour": True, "size": True, "place": False}, "a picture has no motion"
+    both = make_task("text", "image+audio", SCENE, 5)
+    reply = right_reply(both)
+    reply.parts[2] = render_medium("audio", SCENE.replace(size="large", motion="down"), 77)
+    wrong = {name for name, right in right_factors(both, reply).items() if not right}
+    assert wrong == {"size", "motion"}, "both media show the size, and one is wrong"
+    del reply.parts[2]
+    assert not any(right_factors(both, reply).values()), "a medium is missing"
+    assert right_factors(make_task("image", "none", SCENE, 5), Reply(["Whatever."])) == {}
 
 
 def test_words_are_right_without_media_alone():

@@ -347,10 +347,19 @@ def is_emitted(task: Task, reply: Any) -> bool:
     return tuple(medium.modality for medium in reply.media) == task.media
 
 
+def right_factors(task: Task, reply: Any) -> dict[str, bool]:
+    """Return for each factor that a reply must show whether it does: in words, or in every medium that can.
+
+    Nothing is right in a reply with other media than those that were asked for.
+    """
+    if not is_emitted(task, reply):
+        return dict.fromkeys(task.measured, False)
+    found = [judge("text", reply.text)] if task.wanted == "text" else [read_medium(medium) for medium in reply.media]
+    return {
+        name: all(read[name] == getattr(task.scene, name) for read in found if name in read) for name in task.measured
+    }
+
+
 def is_right(task: Task, reply: Any) -> bool:
     """Return whether a reply holds exactly the media that were asked for, and all of them show every given factor."""
-    if not is_emitted(task, reply):
-        return False
-    if task.wanted == "text":
-        return task.matches(judge("text", reply.text))
-    return all(task.matches(read_medium(medium)) for medium in reply.media)
+    return is_emitted(task, reply) and all(right_factors(task, reply).values())
