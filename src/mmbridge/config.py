@@ -27,7 +27,7 @@ OUTPUT_LOSSES = ("alignment", "denoising")
 
 _NESTED: dict[str, Registry] = {"encoder": encoders, "projection": projections, "decoder": decoders}
 _DATA_KEYS = {
-    "name": ("name", "samples", "validation_samples", "inputs", "outputs", "mix", "turns", "pool"),
+    "name": ("name", "samples", "validation_samples", "inputs", "outputs", "mix", "turns", "pool", "pairs"),
     "path": ("path", "validation", "root"),
 }
 
@@ -151,6 +151,7 @@ class DataConfig:
         mix: Weights of the kinds of dialogue.
         turns: Chance that a dialogue goes on by a further turn.
         pool: Media per modality among which dialogues draw.
+        pairs: Which two media come in together, such as "audio+video".
         path: JSONL file to train on.
         validation: JSONL file to validate on; null for none.
         root: Folder that media paths are relative to; null for the folder of the JSONL file.
@@ -164,6 +165,7 @@ class DataConfig:
     mix: dict[str, float] | None = None
     turns: float | None = field(default=None, metadata={"least": 0, "most": 0.9})
     pool: int | None = field(default=None, metadata={"least": 1})
+    pairs: list[str] | None = None
     path: str | None = None
     validation: str | None = None
     root: str | None = None
