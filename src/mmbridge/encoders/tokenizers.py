@@ -159,11 +159,7 @@ class Tokenizer(nn.Module):
         return torch.cat([class_embedding.expand(len(x), 1, -1), tokens], dim=1) + self._positions_of(grid)
 
     def _positions_of(self, grid: tuple[int, ...]) -> Tensor:
-        if grid == self.grid:
-            return self.positions
-        table = self.positions[1:].float().T.unflatten(1, self.grid).unsqueeze(0)  # (1, dim, *grid)
-        resized = F.interpolate(table, grid, mode="bicubic" if len(grid) == 2 else "linear")
-        return torch.cat([self.positions[:1], resized[0].flatten(1).T.to(self.positions.dtype)])
+        return self.positions if grid == self.grid else interpolate_positions(self.positions, self.grid, grid)
 
 
 class PatchTokenizer(Tokenizer):
@@ -287,6 +283,19 @@ def waves(numbers: Tensor, dim: int, base: float = 10_000) -> Tensor:
     rates = base ** -(torch.arange(half, device=numbers.device) / half)
     angles = numbers.unsqueeze(1) * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
+
+
+def interpolate_positions(positions: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """Carry learned positions over to another grid: bicubically over two axes, linearly over one.
+
+    Args:
+        positions: That of the class token, then those of the grid, (1 + T, dim).
+        old: Grid of ``positions``.
+        new: Grid that is wanted, of as many axes.
+    """
+    table = positions[1:].float().T.unflatten(1, old).unsqueeze(0)  # (1, dim, *old)
+    resized = F.interpolate(table, new, mode="bicubic" if len(new) == 2 else "linear")
+    return torch.cat([positions[:1], resized[0].flatten(1).T.to(positions.dtype)])
 
 
 def farthest_points(x: Tensor, count: int) -> Tensor:
