@@ -1,6 +1,7 @@
 """The composition: ways in, a backbone, ways out, one sequence; the only place where parts meet."""
 
 import dataclasses
+import fnmatch
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -373,12 +374,15 @@ class Bridge(nn.Module):
         bridge.eval()
         return bridge
 
-    def load_parts(self, source: str | Path, *, strict: bool = True, adapt: Adapt | None = None) -> list[str]:
+    def load_parts(
+        self, source: str | Path, *, strict: bool = True, only: Sequence[str] = ("*",), adapt: Adapt | None = None
+    ) -> list[str]:
         """Read trained parts from a saved bridge.
 
         Args:
             source: Where the other bridge is.
             strict: Whether every part of this bridge must be there; otherwise parts that are missing keep their start.
+            only: Patterns over the names of the parts to read.
             adapt: Changes the tensors of a part before they are compared, given its name, what is stored and what is here.
 
         Returns:
@@ -389,7 +393,9 @@ class Bridge(nn.Module):
         """
         folder = find_bridge(source)
         entries = hub.read_json(folder / "manifest.json")["parts"]
-        parts = self.parts()
+        parts = {
+            name: part for name, part in self.parts().items() if any(fnmatch.fnmatchcase(name, one) for one in only)
+        }
         absent = [name for name in parts if name not in entries]
         unknown = [name for name in entries if name not in parts]
         if strict and (absent or unknown):

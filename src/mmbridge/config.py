@@ -240,7 +240,8 @@ class Recipe:
     Args:
         schema: Version of this layout.
         stage: What the stage is for.
-        parent: Bridge to start from: a folder, a shipped name, or null for fresh projections.
+        parent: Bridge to start from: a folder, a shipped name, or null for fresh projections. Several are given with patterns
+            over the names of the parts that each gives, such as ``{runs/reader: ["inputs.*"], mmbridge/tiny: ["outputs.*"]}``.
         bridge: The parts.
         train: Patterns (``*`` matches anything) over part names; exactly the matching parts train.
         losses: Weights by name: "text", "<output>.alignment", "<output>.denoising", "<input>.balance".
@@ -252,7 +253,7 @@ class Recipe:
 
     schema: Literal[1]
     stage: Literal["encoder_alignment", "decoder_alignment", "instruction_tuning"]
-    parent: str | None = None
+    parent: str | dict[str, list[str]] | None = None
     bridge: BridgeConfig
     train: list[str]
     losses: dict[str, float]
@@ -300,6 +301,13 @@ class Recipe:
             ConfigError: An unknown or missing key, or a wrong value, with its path.
         """
         return build(cls, values, "")
+
+    @property
+    def parents(self) -> dict[str, list[str]]:
+        """The bridges to start from, with patterns over the names of the parts that each gives."""
+        if isinstance(self.parent, dict):
+            return self.parent
+        return {} if self.parent is None else {self.parent: ["*"]}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for YAML or JSON."""

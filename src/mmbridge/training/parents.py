@@ -1,6 +1,6 @@
 """Where a stage starts: parts as the parent's, those of a new modality as another's (``like``), experts as a single one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,26 +11,32 @@ from mmbridge.errors import ConfigError
 from mmbridge.projections.mixture import MixtureOfExperts, upcycled
 
 
-def load_parent(bridge: Any, parent: str, inputs: Mapping[str, Part]) -> None:
-    """Start a bridge's parts as those of its parent, and modalities that the parent lacks as those they are ``like``.
+def load_parents(bridge: Any, parents: Mapping[str, Sequence[str]], inputs: Mapping[str, Part]) -> None:
+    """Start a bridge's parts as those of its parents, and modalities that no parent has as those they are ``like``.
 
-    Several experts start as the parent's single one where ``upcycle`` of their projection allows it. Prints what starts as what;
+    Several experts start as a parent's single one where ``upcycle`` of their projection allows it. Prints what starts as what;
     parts that are not named keep their random start.
 
     Args:
         bridge: A ``Bridge``.
-        parent: Where the parent is: a folder, a run, or a shipped name.
+        parents: Where each parent is (a folder, a run, or a shipped name), and patterns over the names of its parts.
         inputs: The bridge's ways in, as in its recipe.
 
     Raises:
-        ConfigError: The parent has no part of this bridge, or a single expert where there shall be several.
-        CheckpointError: The parent is missing, altered or of other shapes.
+        ConfigError: A parent has no such part of this bridge, or a single expert where there shall be several.
+        CheckpointError: A parent is missing, altered or of other shapes.
     """
-    read = bridge.load_parts(parent, strict=False, adapt=_Upcycling(inputs))
-    if not read:
-        raise ConfigError(f"parent {parent!r} has no part in common with this recipe's bridge; set parent: null.")
-    print(f"from {parent}: {', '.join(read)}", flush=True)
-    _start_alike(bridge, inputs, {name.split(".")[1] for name in read if name.startswith("inputs.")})
+    present = set()
+    for parent, patterns in parents.items():
+        read = bridge.load_parts(parent, strict=False, only=patterns, adapt=_Upcycling(inputs))
+        if not read:
+            named = "" if list(patterns) == ["*"] else f" among {', '.join(patterns)}"
+            raise ConfigError(
+                f"parent {parent!r} has no part in common with this recipe's bridge{named}; set parent: null."
+            )
+        print(f"from {parent}: {', '.join(read)}", flush=True)
+        present |= {name.split(".")[1] for name in read if name.startswith("inputs.")}
+    _start_alike(bridge, inputs, present)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from mmbridge.errors import ConfigError
 from mmbridge.training.callbacks import Checkpoints, Interrupted, Metrics, MetricsFile, Stop, Validation
 from mmbridge.training.checkpoint import SafeCheckpointIO, checkpoints_in, latest_checkpoint, step_of
 from mmbridge.training.freezing import freeze, trainable_table
-from mmbridge.training.parents import load_parent
+from mmbridge.training.parents import load_parents
 from mmbridge.training.stages import Stage, check_stage
 
 log = logging.getLogger("mmbridge")
@@ -148,7 +148,7 @@ def _train(recipe: Recipe, out: Path, cache: Path, progress: bool) -> Path:
 
 
 def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
-    """Return the bridge that a recipe starts from, and the stages that its parent went through.
+    """Return the bridge that a recipe starts from, and the stages that its parents went through.
 
     Raises:
         ConfigError: Unknown parts.
@@ -162,15 +162,16 @@ def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
         if loss == "balance" and weight > 0:
             config["inputs"][modality]["projection"]["balance"] = True
     bridge = Bridge.from_config(config)
-    if recipe.parent is None:
-        return bridge, []
-    load_parent(bridge, recipe.parent, recipe.bridge.inputs)
-    manifest = hub.read_json(find_bridge(recipe.parent) / "manifest.json")
-    for name, entry in bridge.frozen().items():
-        before = manifest["frozen"].get(name)
-        if before is not None and before["sha256"] != entry["sha256"]:
-            log.warning("parent %s was trained with other weights of the frozen part %r", recipe.parent, name)
-    return bridge, list(manifest["lineage"])
+    load_parents(bridge, recipe.parents, recipe.bridge.inputs)
+    lineage: list[dict[str, Any]] = []
+    for parent in recipe.parents:
+        manifest = hub.read_json(find_bridge(parent) / "manifest.json")
+        lineage += [entry for entry in manifest["lineage"] if entry not in lineage]
+        for name, entry in bridge.frozen().items():
+            before = manifest["frozen"].get(name)
+            if before is not None and before["sha256"] != entry["sha256"]:
+                log.warning("parent %s was trained with other weights of the frozen part %r", parent, name)
+    return bridge, lineage
 
 
 def build_data(recipe: Recipe) -> tuple[Data, Data | None]:
@@ -229,11 +230,11 @@ def _fit(
 
 
 def _lineage_entry(recipe: Recipe, trained: list[str]) -> dict[str, Any]:
-    parent = None if recipe.parent is None else find_bridge(recipe.parent) / "manifest.json"
+    hashes = [hub.file_sha256(find_bridge(parent) / "manifest.json") for parent in recipe.parents]
     return {
         "stage": recipe.stage,
         "parent": recipe.parent,
-        "parent_sha256": None if parent is None else hub.file_sha256(parent),
+        "parent_sha256": hashes if len(hashes) > 1 else hashes[0] if hashes else None,
         "steps": recipe.run.steps,
         "seed": recipe.run.seed,
         "trained": trained,
