@@ -28,8 +28,9 @@ OUTPUT_LOSSES = ("alignment", "denoising")
 _NESTED: dict[str, Registry] = {"encoder": encoders, "projection": projections, "decoder": decoders}
 _DATA_KEYS = {
     "name": ("name", "samples", "validation_samples", "inputs", "outputs", "mix", "turns", "pool", "pairs"),
-    "path": ("path", "validation", "root"),
+    "path": ("path", "validation", "root", "temperature"),
 }
+_MIXING_KEYS = ("weights", "temperature", "replay")
 
 
 @dataclass
@@ -139,8 +140,21 @@ class BridgeConfig:
 
 
 @dataclass
+class ReplayConfig:
+    """What earlier stages learned, mixed into a later one.
+
+    Args:
+        share: Its part of the training data.
+        of: Names of what it is, as for the weights.
+    """
+
+    share: float = field(metadata={"least": 0, "most": 1})
+    of: list[str]
+
+
+@dataclass
 class DataConfig:
-    """Where dialogues come from: a generated world (``name``) or a JSONL file of messages (``path``), never both.
+    """Where dialogues come from: a generated world (``name``) or JSONL files of messages (``path``), never both.
 
     Args:
         name: "synthetic" for the procedural world (``mmbridge.data.synthetic``, which has the defaults).
@@ -152,9 +166,12 @@ class DataConfig:
         turns: Chance that a dialogue goes on by a further turn.
         pool: Media per modality among which dialogues draw.
         pairs: Which two media come in together, such as "audio+video".
-        path: JSONL file to train on.
-        validation: JSONL file to validate on; null for none.
-        root: Folder that media paths are relative to; null for the folder of the JSONL file.
+        path: JSONL file to train on, or several by name.
+        validation: JSONL file to validate on, or several by name; null for none.
+        root: Folder that media paths are relative to; null for the folder of each JSONL file.
+        weights: How often each of ``inputs``, or each of several files, is drawn (see ``mmbridge.data.mixing``).
+        temperature: How far large files are drawn less often than their sizes say.
+        replay: What earlier stages learned, and its share.
     """
 
     name: Literal["synthetic"] | None = None
@@ -166,9 +183,12 @@ class DataConfig:
     turns: float | None = field(default=None, metadata={"least": 0, "most": 0.9})
     pool: int | None = field(default=None, metadata={"least": 1})
     pairs: list[str] | None = None
-    path: str | None = None
-    validation: str | None = None
+    path: str | dict[str, str] | None = None
+    validation: str | dict[str, str] | None = None
     root: str | None = None
+    weights: dict[str, float] | None = None
+    temperature: float | None = None
+    replay: ReplayConfig | None = None
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.path is None):
@@ -177,6 +197,9 @@ class DataConfig:
         for key in _DATA_KEYS[other]:
             if getattr(self, key) is not None:
                 raise ConfigError(f"data.{key} goes with data.{other}, but data.{given} is given; remove one of them.")
+        for key in _MIXING_KEYS if isinstance(self.path, str) else ():
+            if getattr(self, key) is not None:
+                raise ConfigError(f"data.{key} needs several files; give data.path as {{name: file, name: file}}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data with the keys that are given: those of a world, or those of a file."""
@@ -391,7 +414,7 @@ def _switch_data(values: dict[str, Any], overridden: list[str]) -> None:
     data = values.get("data")
     for given, other in (("path", "name"), ("name", "path")):
         if f"data.{given}" in overridden and isinstance(data, dict):
-            for key in _DATA_KEYS[other]:
+            for key in (*_DATA_KEYS[other], *_MIXING_KEYS):  # these name what the other has
                 data.pop(key, None)
 
 

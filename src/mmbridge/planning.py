@@ -391,11 +391,14 @@ class _Planner:
         data = self.recipe.data
         if data.path is None:
             return data.samples if data.samples is not None else len(SyntheticData())
-        path = Path(data.path)
-        if not path.is_file():
+        paths = [Path(path) for path in ([data.path] if isinstance(data.path, str) else data.path.values())]
+        if not all(path.is_file() for path in paths):
             return None
-        with path.open("rb") as file:
-            return sum(bool(line.strip()) for line in file)
+        count = 0
+        for path in paths:
+            with path.open("rb") as file:
+                count += sum(bool(line.strip()) for line in file)
+        return count
 
     def _media(self, samples: int) -> int:
         """Return how many media can come in at most: a generated world draws them from a pool per modality."""

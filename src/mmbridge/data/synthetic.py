@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmbridge.data.mixing import mixing_shares
 from mmbridge.data.tasks import EVALUATION, answer_tasks, is_right, make_task, opening
 from mmbridge.messages import Message
 from mmbridge.synthetic import Scene
@@ -42,6 +43,8 @@ class SyntheticData:
         pool: Media per modality among which dialogues draw; their features are computed once.
         pairs: Which two media come in together (see ``mmbridge.synthetic.requests.PAIRS``), the user's words before, between
             or behind them; None for a picture and a sound where both come in, with the words behind them.
+        weights: How often each of ``inputs`` comes in, 1 where it is not named; 0 leaves it out.
+        replay: Inputs of earlier stages and their part of what comes in, as ``{"share": 0.4, "of": ["image"]}``.
         split: "seen" for training, "unseen" for validation.
         seed: Seed of everything.
 
@@ -58,11 +61,15 @@ class SyntheticData:
         turns: float = 0.0,
         pool: int = POOL,
         pairs: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        replay: Mapping[str, Any] | None = None,
         split: str = "seen",
         seed: int = 0,
     ):
         self.samples, self.pool, self.split, self.seed = samples, pool, split, seed
-        self.dialogues = Dialogues(self._draw, mix, inputs, outputs, turns, split, pairs)
+        mixed = weights is not None or replay is not None
+        shares = mixing_shares(dict.fromkeys(inputs, 1), weights, replay=replay) if mixed else None
+        self.dialogues = Dialogues(self._draw, mix, inputs, outputs, turns, split, pairs, shares)
 
     def __len__(self) -> int:
         return self.samples

@@ -96,6 +96,8 @@ class Dialogues:
         split: Which scenes a change may lead to; None for all.
         pairs: Which two media come in together (see ``requests.PAIRS``), the user's words before, between or behind them.
             None for a picture and a sound where both come in, with the words behind them.
+        shares: How often each of ``inputs`` comes in, and a pair by the smaller share of its media; an input of share 0 is left
+            out. None for all equally often.
 
     Raises:
         ConfigError: A kind or a pair is not known, or lacks the media that it needs.
@@ -110,9 +112,11 @@ class Dialogues:
         turns: float = 0.0,
         split: str | None = None,
         pairs: Sequence[str] | None = None,
+        shares: Mapping[str, float] | None = None,
     ):
         self.weights = {kind: float(weight) for kind, weight in (mix or MIX).items() if weight > 0}
-        self.draw, self.inputs, self.outputs = draw, tuple(inputs), tuple(outputs)
+        self.draw, self.shares, self.outputs = draw, shares, tuple(outputs)
+        self.inputs = tuple(name for name in inputs if shares is None or shares[name] > 0)
         self.turns, self.split, self.words_anywhere = turns, split, pairs is not None
         for medium in self.outputs:
             lookup("data.outputs", medium, requests.MEDIA)
@@ -152,6 +156,13 @@ class Dialogues:
             return [self._refuse(rng)]
         return self._edit(rng) if kind == "edit" else self._about(kind, rng)
 
+    def _pick(self, sources: Sequence[str], rng: np.random.Generator) -> str:
+        """One of what may come in."""
+        if self.shares is None:
+            return pick(sources, rng)
+        parts = np.array([min(self.shares[name] for name in source.split("+")) for source in sources])
+        return sources[int(rng.choice(len(sources), p=parts / parts.sum()))]
+
     def _show(self, rng: np.random.Generator, source: str) -> tuple[Topic, tuple[Shown, ...]]:
         """A scene that comes in, by one medium or, joined by "+", by two."""
         scene, entry = self.draw(rng, source)
@@ -179,7 +190,7 @@ class Dialogues:
     def _another(self, rng: np.random.Generator, asked: tuple[str, str]) -> tuple[Exchange, Topic, str]:
         """The last request once more, of something else that comes in."""
         kind, what = asked
-        source = pick([name for name in self.inputs if kind != "question" or what in CARRIES[name]], rng)
+        source = self._pick([name for name in self.inputs if kind != "question" or what in CARRIES[name]], rng)
         topic, shown = self._show(rng, source)
         words = requests.another_request(rng)
         if kind == "convert":
@@ -191,7 +202,7 @@ class Dialogues:
 
     def _about(self, kind: str, rng: np.random.Generator) -> list[Exchange]:
         """Turns about media, or about a scene in words; now and then the next turn brings another one."""
-        source = "text" if kind == "text" else pick(self.inputs, rng)
+        source = "text" if kind == "text" else self._pick(self.inputs, rng)
         kinds = [name for name in ("describe", "question", "convert") if kind != "text" and name in self.weights]
         kinds = kinds or ["describe", "question"]
         topic, shown = self._show(rng, source)
@@ -211,7 +222,7 @@ class Dialogues:
         if not self.inputs or rng.random() < 0.35:
             exchange, topic = self._draw(rng, (pick(self.outputs, rng),))
         else:
-            source = pick(self.inputs, rng)
+            source = self._pick(self.inputs, rng)
             topic, shown = self._show(rng, source)
             kind = pick(("convert", "convert", "describe", "question"), rng)
             exchange, asked = self._ask(kind, rng, topic, shown, source)
@@ -252,7 +263,7 @@ class Dialogues:
         """Two media together, or a medium and words that change it."""
         singles = [name for name in self.inputs if name != "text"]
         both = bool(self.pairs) and rng.random() < 0.4
-        source = pick(self.pairs if both else singles, rng)
+        source = self._pick(self.pairs if both else singles, rng)
         wanted = pick(("text", *self.outputs), rng)
         topic, shown = self._show(rng, source)
         if both and wanted == "text":
@@ -272,14 +283,14 @@ class Dialogues:
         media = tuple(self.outputs[index] for index in rng.permutation(len(self.outputs))[:2])
         if not self.inputs or rng.random() < 0.5:
             return self._draw(rng, media)[0]
-        source = pick([*self.inputs, *self.pairs], rng)
+        source = self._pick([*self.inputs, *self.pairs], rng)
         topic, shown = self._show(rng, source)
         return make(requests.convert_request(source, media, rng), topic, media, shown)
 
     def _refuse(self, rng: np.random.Generator) -> Exchange:
         """A request for what can't be made, or of a medium that isn't there."""
         lacking = [medium for medium in requests.MEDIA if medium not in self.outputs]
-        source = pick(self.inputs, rng) if self.inputs and rng.random() < 0.5 else None
+        source = self._pick(self.inputs, rng) if self.inputs and rng.random() < 0.5 else None
         if self.outputs and rng.random() < 0.25:
             missing = requests.missing_request(pick(requests.MEDIA, rng), pick(self.outputs, rng), rng)
             return Exchange(*missing)

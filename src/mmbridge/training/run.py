@@ -17,7 +17,8 @@ from mmbridge.bridge import Bridge, find_bridge
 from mmbridge.config import Recipe
 from mmbridge.data.features import FeatureStore
 from mmbridge.data.loader import StepBatches, prepare_all
-from mmbridge.data.samples import Data, JsonlData
+from mmbridge.data.mixing import read_files
+from mmbridge.data.samples import Data
 from mmbridge.errors import ConfigError
 from mmbridge.training.callbacks import Checkpoints, Interrupted, Metrics, MetricsFile, Stop, Validation
 from mmbridge.training.checkpoint import SafeCheckpointIO, checkpoints_in, latest_checkpoint, step_of
@@ -55,7 +56,7 @@ def train(
 
     Raises:
         ConfigError: The recipe contradicts its stage or the run in ``out``, or the loss is no longer a number.
-        DataError: A sample can't be used.
+        DataError: A sample can't be used, or no sample shows a medium whose way in trains.
         CheckpointError: Weights are missing or altered, or saving failed; the last good checkpoint stays.
         SystemExit: With code 130 after Ctrl-C, when a checkpoint has been saved.
     """
@@ -113,6 +114,7 @@ def _train(recipe: Recipe, out: Path, cache: Path, progress: bool) -> Path:
     data, held = build_data(recipe)
     store = FeatureStore(cache)
     prepared = prepare_all(bridge, data, store, progress=progress)
+    prepared.check_trained(trained)
     prepared_held = (
         None if held is None else prepare_all(bridge, held, store, label="validation data", progress=progress)
     )
@@ -178,12 +180,14 @@ def build_data(recipe: Recipe) -> tuple[Data, Data | None]:
     """Return training data and validation data, None where there is none.
 
     Raises:
+        ConfigError: The settings name what the data has not.
         DataError: A file can't be used.
     """
     settings = recipe.data.to_dict()
     if "path" in settings:
         root, held = settings.get("root"), settings.get("validation")
-        return JsonlData(settings["path"], root), JsonlData(held, root) if held else None
+        mixing = {key: settings[key] for key in ("weights", "temperature", "replay") if key in settings}
+        return read_files(settings["path"], root, **mixing), read_files(held, root) if held else None
     from mmbridge.data.synthetic import SyntheticData
 
     settings.pop("name")
