@@ -60,8 +60,8 @@ class AudioSizes:
 class PointSizes:
     """Clouds of ``points`` points as ``groups`` groups of ``neighbours``; a point has a position and a colour.
 
-    As published a point is mapped by one matrix. A hidden layer of width ``hidden``, and positions ``relative`` to the group's
-    centre beside the others, let a token tell more of the group's form (PointNet, arXiv 1612.00593; Point-BERT, arXiv 2111.14819).
+    As published a point is mapped by one matrix. With a hidden layer of width ``hidden`` it is as in Point-BERT (arXiv
+    2111.14819, section 3.1): a point's place is taken from its group's centre, and another such map of the centre is the position.
     """
 
     groups: int = 1024
@@ -69,7 +69,6 @@ class PointSizes:
     channels: int = 6
     points: int = 8192
     hidden: int = 0
-    relative: bool = False
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -198,34 +197,41 @@ class PointTokenizer(Tokenizer):
         super().__init__(sizes.grid, dim)
         if not coordinates or not set(coordinates) <= set(range(sizes.channels)):
             raise ConfigError(f"coordinates={coordinates} are not channels of points, 0 to {sizes.channels - 1}.")
-        self.neighbours, self.coordinates, self.relative = sizes.neighbours, list(coordinates), sizes.relative
-        self.channels, self.read = sizes.channels, sizes.channels + len(coordinates) * sizes.relative
-        self.hidden = nn.Sequential(nn.Conv2d(self.read, sizes.hidden, 1), nn.GELU()) if sizes.hidden else nn.Identity()
-        self.projection = nn.Conv2d(sizes.hidden or self.read, dim, 1)
+        self.neighbours, self.coordinates = sizes.neighbours, list(coordinates)
+        self.projection = nn.Conv2d(sizes.hidden or sizes.channels, dim, 1)
+        self.channels, self.has_hidden = sizes.channels, sizes.hidden > 0
+        if self.has_hidden:
+            self.hidden = nn.Sequential(nn.Conv2d(sizes.channels, sizes.hidden, 1), nn.GELU())
+            self.place = nn.Sequential(
+                nn.Linear(len(coordinates), sizes.hidden), nn.GELU(), nn.Linear(sizes.hidden, dim)
+            )
 
     def gather(self, x: Tensor) -> Tensor:
-        """Put points (B, N, channels) into groups (B, groups, neighbours, channels)."""
-        if x.ndim == 4 and x.shape[3] == self.read:
-            return x
-        if x.ndim != 3 or x.shape[2] != self.channels or x.shape[1] == 0:
+        """Put points (B, N, channels) into groups (B, groups, neighbours, channels), each from its centre on."""
+        if x.ndim not in (3, 4) or x.shape[-1] != self.channels or 0 in x.shape:
             raise ShapeError(f"clouds are (B, at least 1 point, {self.channels}), not {tuple(x.shape)}.")
+        if x.ndim == 4:
+            return x
         places = x[..., self.coordinates].float()
         rows = torch.arange(len(x), device=x.device).unsqueeze(1)
         centres = farthest_points(places, min(self.grid[0], x.shape[1]))  # (B, G)
         members = nearest_points(places, places[rows, centres], min(self.neighbours, x.shape[1]))  # (B, G, K)
-        groups = x[rows.unsqueeze(2), members]
-        if not self.relative:
-            return groups
-        return torch.cat(
-            [groups, groups[..., self.coordinates] - x[rows, centres][..., self.coordinates].unsqueeze(2)], dim=-1
-        )
+        return x[rows.unsqueeze(2), members]
 
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return one token per group, of points or of what ``gather`` made of them."""
-        groups = self.gather(x).permute(0, 3, 1, 2)  # (B, channels, G, K)
+        groups = self.gather(x)  # (B, G, K, channels)
+        places = groups[:, :, :1, self.coordinates]  # of the centres, which are their own nearest points
+        if self.has_hidden:
+            groups = groups.clone()
+            groups[..., self.coordinates] -= places
         # one by one, since all members of all groups would fill the memory: (B, dim, G, 1) each
-        members = (self.projection(self.hidden(each)) for each in groups.split(1, dim=3))
-        return functools.reduce(torch.maximum, members).squeeze(3).transpose(1, 2), (groups.shape[2],)
+        members = (self._map(each) for each in groups.permute(0, 3, 1, 2).split(1, dim=3))
+        tokens = functools.reduce(torch.maximum, members).squeeze(3).transpose(1, 2)
+        return tokens + self.place(places.squeeze(2)) if self.has_hidden else tokens, (groups.shape[1],)
+
+    def _map(self, points: Tensor) -> Tensor:
+        return self.projection(self.hidden(points) if self.has_hidden else points)
 
 
 class ImuTokenizer(Tokenizer):
