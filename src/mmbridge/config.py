@@ -80,7 +80,11 @@ class BridgeConfig:
                 inside = ["projection"] if "projection" in part.arguments else []
                 inside += ["tags"] if part.arguments.get("tags") else []
                 names += [f"{group}.{modality}.{name}" for name in inside + more]
-        return names + (["backbone.lora"] if self.backbone.arguments.get("lora") is not None else [])
+        given = {
+            "lora": self.backbone.arguments.get("lora") is not None,
+            "weights": self.backbone.arguments.get("trainable"),
+        }
+        return names + [f"backbone.{name}" for name, there in given.items() if there]
 
     def loss_names(self) -> list[str]:
         """Return the names of the losses that a bridge of these parts may give; may import torch."""

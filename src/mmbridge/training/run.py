@@ -166,6 +166,11 @@ def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
         return bridge, []
     load_parent(bridge, recipe.parent, recipe.bridge.inputs)
     manifest = hub.read_json(find_bridge(recipe.parent) / "manifest.json")
+    for name in manifest["parts"].keys() - bridge.parts():
+        if name.startswith("backbone."):
+            log.warning(
+                "parent %s has the part %r, which this recipe's backbone lacks: it is lost", recipe.parent, name
+            )
     for name, entry in bridge.frozen().items():
         before = manifest["frozen"].get(name)
         if before is not None and before["sha256"] != entry["sha256"]:
