@@ -235,6 +235,8 @@ def test_parts_that_can_train_follow_from_the_bridge(file):
         "inputs.image.projection", "outputs.image.projection", "outputs.image.rows", "backbone.lora",
     ]  # fmt: skip
     assert recipe.bridge.loss_names() == ["text", "image.alignment", "image.denoising"]
+    whole = Recipe.load(file, ["bridge.backbone.trainable=true"])
+    assert whole.bridge.part_names()[-1] == "backbone.weights"
     mixed = Recipe.load(file, ["bridge.inputs.image.projection={name: mixture_of_experts}", "losses.image.balance=0.1"])
     mixed.validate()
     assert mixed.bridge.loss_names() == ["text", "image.alignment", "image.denoising", "image.balance"]

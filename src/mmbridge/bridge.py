@@ -266,9 +266,7 @@ class Bridge(nn.Module):
             name: {key: value for key, value in module.named_parameters() if id(value) not in shared}
             for name, module in self.trainable().items()
         }
-        if self.backbone.adapters:
-            parts["backbone.lora"] = dict(self.backbone.adapters)
-        return parts
+        return parts | {f"backbone.{name}": part for name, part in self.backbone.parts().items()}
 
     def trainable(self) -> dict[str, nn.Module]:
         """Return the modules of the ways in and out that can train, by part: ``inputs.image.projection``, ..."""
@@ -332,7 +330,9 @@ class Bridge(nn.Module):
         return cls(backbone, inputs, outputs)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the trained parts, the configuration and a manifest of the frozen parts; a few megabytes.
+        """Write the trained parts, the configuration and a manifest of the frozen parts.
+
+        These are a few megabytes, or as large as the language model where all its weights can train.
 
         The manifest also holds a few numbers of what each projection computes, for ``mmbridge verify``.
 

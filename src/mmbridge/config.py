@@ -89,7 +89,11 @@ class BridgeConfig:
                 encoder = part.arguments.get("encoder")
                 inside += ["tokenizer"] if encoder is not None and encoder.arguments.get("trains") else []
                 names += [f"{group}.{modality}.{name}" for name in inside + more]
-        return names + (["backbone.lora"] if self.backbone.arguments.get("lora") is not None else [])
+        given = {
+            "lora": self.backbone.arguments.get("lora") is not None,
+            "weights": self.backbone.arguments.get("trainable"),
+        }
+        return names + [f"backbone.{name}" for name, there in given.items() if there]
 
     def loss_names(self) -> list[str]:
         """Return the names of the losses that a bridge of these parts may give; may import torch."""

@@ -6,10 +6,11 @@ import pytest
 import tiny
 import torch
 
+from mmbridge.bridge import Bridge
 from mmbridge.config import Recipe
 from mmbridge.errors import CheckpointError, ConfigError
 from mmbridge.projections import MixtureOfExperts
-from mmbridge.training.run import build_bridge
+from mmbridge.training.run import build_bridge, train
 
 VISION = {"dim": 16, "depth": 1, "heads": 2, "image_size": 16, "patch": 8, "video_clips": 1, "video_crops": 1}
 
@@ -218,3 +219,30 @@ def test_a_new_modality_starts_as_an_upcycled_one(make, save):
         make({"image": way("image", several), "video": way("video", several, like="image")}, parent)
     )
     assert same(bridge.parts()["inputs.video.projection"], bridge.parts()["inputs.image.projection"])
+
+
+def test_a_curriculum_goes_from_run_to_run(make, parts, tmp_path):
+    """One expert for pictures; three for a new modality too, with a balance loss; then the language model as a whole."""
+    data = str(tiny.colours_file(tmp_path / "data", 6))
+    shared = {**tiny.MIXTURE, "experts": "experts"}
+    several = {**shared, "num_experts": 3, "upcycle": 0.1, "router": "features"}
+    ways = {"image": way("image", several, tags=True), "video": way("video", several, tags=True, like="image")}
+    stages = (
+        ({"image": way("image", {**shared, "num_experts": 1}, tags=True)}, {}),
+        (ways, {"losses": {"text": 1.0, "image.balance": 0.1}}),
+        (ways, {"stage": "instruction_tuning", "train": ["backbone.weights"]}),
+    )
+    parent = None
+    for number, (inputs, changes) in enumerate(stages):
+        values = make(inputs, parent).to_dict()
+        values["data"], values["run"]["steps"], values["run"]["validate_every"] = {"path": data}, 2, 2
+        values["bridge"]["backbone"]["trainable"] = number == 2
+        parent = tmp_path / f"run-{number}"
+        train(Recipe.from_dict({**values, **changes}), parent, cache=tmp_path / "cache", progress=False)
+    opened = [Bridge.from_pretrained(tmp_path / f"run-{number}") for number in range(3)]
+    assert [len(bridge.inputs["image"].projection.experts.blocks[0].gate) for bridge in opened] == [1, 3, 3]
+    assert [stage["stage"] for stage in opened[2].lineage] == ["encoder_alignment"] * 2 + ["instruction_tuning"]
+    for name, part in opened[1].parts().items():
+        assert same(part, opened[2].parts()[name])
+    weights = [bridge.backbone.model.state_dict() for bridge in opened[1:]]
+    assert not any(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -1,6 +1,7 @@
 """One training stage from a recipe to a saved bridge."""
 
 import contextlib
+import fnmatch
 import importlib.util
 import logging
 import shutil
@@ -166,9 +167,12 @@ def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
     bridge = Bridge.from_config(config)
     load_parents(bridge, recipe.parents, recipe.bridge.inputs)
     lineage: list[dict[str, Any]] = []
-    for parent in recipe.parents:
+    for parent, patterns in recipe.parents.items():
         manifest = hub.read_json(find_bridge(parent) / "manifest.json")
         lineage += [entry for entry in manifest["lineage"] if entry not in lineage]
+        for name in manifest["parts"].keys() - bridge.parts():
+            if name.startswith("backbone.") and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                log.warning("parent %s has the part %r, which this recipe's backbone lacks: it is lost", parent, name)
         for name, entry in bridge.frozen().items():
             before = manifest["frozen"].get(name)
             if before is not None and before["sha256"] != entry["sha256"]:
