@@ -8,7 +8,8 @@
 
 The transformer is the picture tower of checkpoints/tiny-imagebind, a CLIP-ViT with GELU, whose patches span two frames; of a picture
 both are the same, so that the two halves of their weights add up. It is never changed. Each tokenizer learns through it, so that
-linear read-outs of single factors, thrown away afterwards, find them in the class token and in the mean of the others.
+linear read-outs of single factors, thrown away afterwards, find them in the class token and in the mean of the others. Those of
+points are drawn, in the first half, to what the pictures' tokenizer gives of a picture of the same scene at the same place.
 """
 
 import argparse
@@ -26,9 +27,10 @@ from torch.nn import functional as F
 
 from mmbridge.data.tasks import render_medium
 from mmbridge.encoders import ImageBind, UniversalEncoder
-from mmbridge.encoders.tokenizers import AudioSizes, FmriSizes, ImageSizes, ImuSizes, PointSizes
+from mmbridge.encoders.tokenizers import AudioSizes, FmriSizes, ImageSizes, ImuSizes, PointSizes, Tokenizer
 from mmbridge.encoders.universal import UniversalConfig
-from mmbridge.synthetic import CARRIES, FACTORS, Scene
+from mmbridge.media import Image
+from mmbridge.synthetic import CARRIES, FACTORS, Scene, render_image
 
 HERE = Path(__file__).parent
 SOURCE, TARGET = HERE / "tiny-imagebind", HERE / "tiny-universal"
@@ -47,7 +49,7 @@ def sizes() -> UniversalConfig:
                          video_clips=4, video_seconds=0.25, video_crops=1),
         audio=AudioSizes(audio["patch"], audio["stride"], audio["mel_bins"], audio["frames"], audio["sample_rate"],
                          audio["seconds"], audio["mean"], audio["std"]),
-        pointcloud=PointSizes(groups=96, neighbours=24, channels=6, points=1024, hidden=96, relative=True),
+        pointcloud=PointSizes(groups=96, neighbours=24, channels=6, points=1024, hidden=128),
         imu=ImuSizes(kernel=16, stride=8, steps=200, channels=6, sample_rate=100.0),
         fmri=FmriSizes(voxels=512, tokens=8),
     )  # fmt: skip
@@ -93,20 +95,42 @@ def shaper(modality: str) -> UniversalEncoder:
     return UniversalEncoder(modality, config=sizes())
 
 
-def make(job: tuple[str, int]) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Render one medium of a random scene, a third of them worn, as the encoder takes it."""
+def make(job: tuple[str, int]) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray]:
+    """Render one medium of a random scene, a third of them worn, as the encoder takes it; beside points, what ``teach`` needs."""
     modality, seed = job
     torch.set_num_threads(1)
     scene = Scene.random(np.random.default_rng([seed, 5]))
-    encoder = shaper(modality)
-    raw = encoder.prepare(render_medium(modality, scene, seed))
-    return encoder.gather(raw.unsqueeze(0))[0].half(), tuple(scene.indices.values())
+    medium = render_medium(modality, scene, seed)
+    raw = shaper(modality).gather(shaper(modality).prepare(medium).unsqueeze(0))[0].half()
+    picture, frame = torch.empty(0), torch.empty(0)
+    if modality == "pointcloud":
+        picture = shaper("image").prepare(Image.load(render_image(scene, seed))).half()
+        places = medium.points[:, :3]
+        middle = places.mean(0)
+        frame = torch.cat([middle[:2], (places - middle).norm(dim=1).max()[None]])  # undoes what centred and scaled the cloud
+    return raw.numpy(), tuple(scene.indices.values()), picture.numpy(), frame.numpy()  # pools of processes pass arrays cheaply
 
 
-def make_pool(modality: str, count: int, first: int, workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_pool(modality: str, count: int, first: int, workers: int) -> tuple[torch.Tensor, ...]:
     with get_context("fork").Pool(workers) as pool:
         made = pool.map(make, [(modality, first + index) for index in range(count)], chunksize=64)
-    return torch.stack([raw for raw, _ in made]), torch.tensor([labels for _, labels in made])
+    raw, labels, pictures, frames = zip(*made, strict=True)
+    return torch.from_numpy(np.stack(raw)), torch.tensor(labels), *(torch.from_numpy(np.stack(one)) for one in (pictures, frames))
+
+
+def teach(tokenizer: Tokenizer, pictures: torch.Tensor, frames: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return what the pictures' tokenizer would give at the groups' centres, (B, groups, dim).
+
+    Patches are interpolated where the centres are in the picture; positions where they are in the cloud, which is centred.
+    """
+    side = tokenizer.grid[0]
+    flip = torch.tensor([1.0, -1.0])  # y runs upwards in clouds, downwards in pictures
+    centres = groups[:, :, 0, :2]
+    seen = (centres * frames[:, None, 2:] + frames[:, None, :2]) * flip
+    patches = F.grid_sample(tokenizer.projection(pictures), seen.unsqueeze(1), padding_mode="border", align_corners=False)
+    table = tokenizer.positions[1:].T.unflatten(1, (side, side)).expand(len(groups), -1, -1, -1)
+    positions = F.grid_sample(table, (1.4 * centres * flip).unsqueeze(1), padding_mode="border", align_corners=False)
+    return (patches + positions).squeeze(2).transpose(1, 2)
 
 
 class ReadOuts(torch.nn.Module):
@@ -140,8 +164,9 @@ def train(modality: str, options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     started = time.time()
-    raw, labels = make_pool(modality, options.pool, 200_000_000, options.workers)
-    held, held_labels = make_pool(modality, 600, 300_000_000, options.workers)
+    raw, labels, pictures, frames = make_pool(modality, options.pool, 200_000_000, options.workers)
+    held, held_labels, _, _ = make_pool(modality, 600, 300_000_000, options.workers)
+    teacher = UniversalEncoder("image", TARGET).tokenizer
     print(
         f"{tuple(raw.shape)} mean {raw.float().mean():.2f} std {raw.float().std():.2f}, {time.time() - started:.0f} s",
         flush=True,
@@ -175,11 +200,18 @@ def train(modality: str, options: argparse.Namespace) -> None:
 
     for step in range(options.steps):
         rows = torch.from_numpy(rng.choice(len(raw), options.batch, replace=False))
-        found = reads(encoder.encode(vary(raw[rows].float(), modality)))
+        varied = vary(raw[rows].float(), modality)
+        tokens = encoder.tokenizer(varied, encoder.transformer.class_embedding)
+        found = reads(encoder.transformer(tokens))
         losses = {
             factor: sum(F.cross_entropy(logits, labels[rows, number]) for logits in found[factor])
             for factor, number in numbers.items()
         }
+        taught = max(0.0, 1 - 2 * step / options.steps)
+        if modality == "pointcloud" and taught:
+            with torch.no_grad():
+                wanted = teach(teacher, pictures[rows].float(), frames[rows], varied)
+            losses["like a picture"] = 4 * taught * F.mse_loss(tokens[:, 1:], wanted) / wanted.var()
         optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
