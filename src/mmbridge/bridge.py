@@ -28,6 +28,7 @@ _NESTED = {"encoder": registry.encoders, "projection": registry.projections, "de
 
 
 Adapt = Callable[[str, dict[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+"""What ``Bridge.load_parts`` may be given: a part's name, its stored tensors and those here, to what is read."""
 
 
 class Store(Protocol):
