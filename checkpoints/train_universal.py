@@ -6,8 +6,8 @@
     python checkpoints/train_universal.py imu
     python checkpoints/train_universal.py fmri
 
-The transformer is the picture tower of checkpoints/tiny-imagebind, a CLIP-ViT with GELU, whose patches span two frames; of a picture
-both are the same, so that the two halves of their weights add up. It is never changed. Each tokenizer learns through it, so that
+The transformer is the picture tower of checkpoints/tiny-imagebind, a CLIP-ViT with GELU, whose patches span two frames, and is never
+changed. Each of the other tokenizers learns through it, so that
 linear read-outs of single factors, thrown away afterwards, find them in the class token and in the mean of the others. Those of
 points are drawn, in the first half, to what the pictures' tokenizer gives of a picture of the same scene at the same place.
 """
@@ -45,11 +45,11 @@ def sizes() -> UniversalConfig:
     vision, audio = (json.loads((SOURCE / "config.json").read_text())[name] for name in ("vision", "audio"))
     return UniversalConfig(
         dim=vision["dim"], depth=vision["depth"], heads=vision["heads"], dim_feedforward=4 * vision["dim"], activation="gelu",
-        image=ImageSizes(vision["patch"], vision["image_size"], tuple(vision["mean"]), tuple(vision["std"]),
-                         video_clips=4, video_seconds=0.25, video_crops=1),
+        image=ImageSizes(vision["patch"], vision["image_size"], tuple(vision["mean"]), tuple(vision["std"]), vision["video_clips"],
+                         vision["video_seconds"], vision["video_crops"], tubelet=vision["frames"]),
         audio=AudioSizes(audio["patch"], audio["stride"], audio["mel_bins"], audio["frames"], audio["sample_rate"],
                          audio["seconds"], audio["mean"], audio["std"]),
-        pointcloud=PointSizes(groups=96, neighbours=24, channels=6, points=1024, hidden=128),
+        pointcloud=PointSizes(groups=96, neighbours=32, channels=6, points=1024, hidden=128),
         imu=ImuSizes(kernel=16, stride=8, steps=200, channels=6, sample_rate=100.0),
         fmri=FmriSizes(voxels=512, tokens=8),
     )  # fmt: skip
@@ -60,7 +60,7 @@ def weights() -> dict[str, torch.Tensor]:
     made = {
         "transformer.class_embedding": state[f"{STEM}cls_token"][0, 0],
         "tokenizers.image.positions": state[f"{STEM}pos_embedding_helper.pos_embed"][0],
-        "tokenizers.image.projection.weight": state[f"{STEM}rgbt_stem.proj.1.weight"].float().sum(2).half(),
+        "tokenizers.image.projection.weight": state[f"{STEM}rgbt_stem.proj.1.weight"],
     }
     renamed = {f"{TRUNK}pre_transformer_layer.0.": "transformer.norm_in.", HEAD: "transformer.norm_out."}
     for name, tensor in state.items():
@@ -79,7 +79,11 @@ def start() -> None:
     """Write the transformer and the pictures' tokenizer, and tell how far they are from the tower that they were made of."""
     TARGET.mkdir(exist_ok=True)
     (TARGET / "config.json").write_text(json.dumps(sizes().to_dict(), indent=2) + "\n")
-    save_file(weights(), TARGET / "model.safetensors")
+    present = load_file(TARGET / "model.safetensors") if (TARGET / "model.safetensors").exists() else {}
+    others = {
+        name: value for name, value in present.items() if not name.startswith(("transformer.", "tokenizers.image."))
+    }
+    save_file(others | weights(), TARGET / "model.safetensors")
     pictures = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model = ImageBind("image", SOURCE, tokens="patch").model
     stem, trunk, head = (
@@ -107,15 +111,31 @@ def make(job: tuple[str, int]) -> tuple[np.ndarray, tuple[int, ...], np.ndarray,
         picture = shaper("image").prepare(Image.load(render_image(scene, seed))).half()
         places = medium.points[:, :3]
         middle = places.mean(0)
-        frame = torch.cat([middle[:2], (places - middle).norm(dim=1).max()[None]])  # undoes what centred and scaled the cloud
-    return raw.numpy(), tuple(scene.indices.values()), picture.numpy(), frame.numpy()  # pools of processes pass arrays cheaply
+        frame = torch.cat(
+            [middle[:2], (places - middle).norm(dim=1).max()[None]]
+        )  # undoes what centred and scaled the cloud
+    return (
+        raw.numpy(),
+        tuple(scene.indices.values()),
+        picture.numpy(),
+        frame.numpy(),
+    )  # pools of processes pass arrays cheaply
 
 
 def make_pool(modality: str, count: int, first: int, workers: int) -> tuple[torch.Tensor, ...]:
     with get_context("fork").Pool(workers) as pool:
         made = pool.map(make, [(modality, first + index) for index in range(count)], chunksize=64)
     raw, labels, pictures, frames = zip(*made, strict=True)
-    return torch.from_numpy(np.stack(raw)), torch.tensor(labels), *(torch.from_numpy(np.stack(one)) for one in (pictures, frames))
+    return (
+        torch.from_numpy(np.stack(raw)),
+        torch.tensor(labels),
+        *(torch.from_numpy(np.stack(one)) for one in (pictures, frames)),
+    )
+
+
+def pooled(tokens: torch.Tensor) -> torch.Tensor:
+    """Return the class token, and the mean of the others: (B, T, D) -> (B, 2, D)."""
+    return torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
 
 
 def teach(tokenizer: Tokenizer, pictures: torch.Tensor, frames: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -123,14 +143,18 @@ def teach(tokenizer: Tokenizer, pictures: torch.Tensor, frames: torch.Tensor, gr
 
     Patches are interpolated where the centres are in the picture; positions where they are in the cloud, which is centred.
     """
-    side = tokenizer.grid[0]
+    side, weight = tokenizer.grid[0], tokenizer.projection.weight.sum(2)  # of a picture, whose frames are alike
+    count, size = weight.shape[0], weight.shape[-1]
     flip = torch.tensor([1.0, -1.0])  # y runs upwards in clouds, downwards in pictures
     centres = groups[:, :, 0, :2]
-    seen = (centres * frames[:, None, 2:] + frames[:, None, :2]) * flip
-    patches = F.grid_sample(tokenizer.projection(pictures), seen.unsqueeze(1), padding_mode="border", align_corners=False)
+    seen = (centres * frames[:, None, 2:] + frames[:, None, :2]) * flip  # -1 to 1 over the picture
+    steps = (torch.arange(size) - (size - 1) / 2) * 2 / pictures.shape[-1]
+    pixels = seen.unsqueeze(2) + torch.cartesian_prod(steps, steps).flip(1)  # (B, G, size * size, 2), rows first
+    patches = F.grid_sample(pictures, pixels, padding_mode="border", align_corners=False)  # (B, 3, G, size * size)
+    patches = torch.einsum("bcgp,dcp->bgd", patches, weight.view(count, 3, -1))
     table = tokenizer.positions[1:].T.unflatten(1, (side, side)).expand(len(groups), -1, -1, -1)
     positions = F.grid_sample(table, (1.4 * centres * flip).unsqueeze(1), padding_mode="border", align_corners=False)
-    return (patches + positions).squeeze(2).transpose(1, 2)
+    return patches + positions.squeeze(2).transpose(1, 2)
 
 
 class ReadOuts(torch.nn.Module):
@@ -166,7 +190,7 @@ def train(modality: str, options: argparse.Namespace) -> None:
     started = time.time()
     raw, labels, pictures, frames = make_pool(modality, options.pool, 200_000_000, options.workers)
     held, held_labels, _, _ = make_pool(modality, 600, 300_000_000, options.workers)
-    teacher = UniversalEncoder("image", TARGET).tokenizer
+    teacher = UniversalEncoder("image", TARGET)
     print(
         f"{tuple(raw.shape)} mean {raw.float().mean():.2f} std {raw.float().std():.2f}, {time.time() - started:.0f} s",
         flush=True,
@@ -202,16 +226,22 @@ def train(modality: str, options: argparse.Namespace) -> None:
         rows = torch.from_numpy(rng.choice(len(raw), options.batch, replace=False))
         varied = vary(raw[rows].float(), modality)
         tokens = encoder.tokenizer(varied, encoder.transformer.class_embedding)
-        found = reads(encoder.transformer(tokens))
+        given = encoder.transformer(tokens)
+        found = reads(given)
         losses = {
             factor: sum(F.cross_entropy(logits, labels[rows, number]) for logits in found[factor])
             for factor, number in numbers.items()
         }
-        taught = max(0.0, 1 - 2 * step / options.steps)
-        if modality == "pointcloud" and taught:
+        taught = min(1.0, 2 - 2 * step / options.steps)
+        if modality == "pointcloud":
             with torch.no_grad():
-                wanted = teach(teacher, pictures[rows].float(), frames[rows], varied)
-            losses["like a picture"] = 4 * taught * F.mse_loss(tokens[:, 1:], wanted) / wanted.var()
+                pictured = pictures[rows].float()
+                wanted = teach(teacher.tokenizer, pictured, frames[rows], varied)
+                seen = pooled(teacher(pictured))
+            losses["tokens of a picture"] = 2 * taught * F.mse_loss(tokens[:, 1:], wanted) / wanted.var()
+            losses["a picture as a whole"] = (
+                2 * taught * F.mse_loss(pooled(given), seen) / (seen - seen.mean(0)).square().mean()
+            )
         optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -21,7 +21,11 @@ from mmbridge.errors import ConfigError, ShapeError
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """Pictures in patches; a video is so many frames, each the first of a clip, in ``video_crops`` crops."""
+    """Pictures in patches; a video is so many clips, in ``video_crops`` crops.
+
+    Of each clip the first frame is read; or ``tubelet`` frames, spread over it, whose patches are one token each (ViViT, arXiv
+    2103.15691, section 3.2). A picture is then a clip in which nothing moves.
+    """
 
     patch: int = 14
     image_size: int = 224
@@ -30,6 +34,7 @@ class ImageSizes:
     video_clips: int = 5
     video_seconds: float = 1.0
     video_crops: int = 3
+    tubelet: int = 1
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -162,21 +167,31 @@ class Tokenizer(nn.Module):
 
 
 class PatchTokenizer(Tokenizer):
-    """Square patches of a map by a convolution, rows first. Shape: (B, channels, H, W) -> (B, 1 + T, dim)."""
+    """Square patches of a map by a convolution, rows first. Shape: (B, channels, H, W) -> (B, 1 + T, dim).
+
+    With tubelets also (B, channels, tubelet, H, W).
+    """
 
     def __init__(self, sizes: ImageSizes | AudioSizes, dim: int):
         super().__init__(sizes.grid, dim)
-        if isinstance(sizes, ImageSizes):
+        self.tubelet = sizes.tubelet if isinstance(sizes, ImageSizes) else 1
+        self.projection: nn.Conv2d | nn.Conv3d
+        if isinstance(sizes, AudioSizes):
+            self.projection = nn.Conv2d(1, dim, sizes.patch, stride=sizes.stride)
+        elif self.tubelet == 1:
             self.projection = nn.Conv2d(3, dim, sizes.patch, stride=sizes.patch, bias=False)
         else:
-            self.projection = nn.Conv2d(1, dim, sizes.patch, stride=sizes.stride)
+            window = (self.tubelet, sizes.patch, sizes.patch)
+            self.projection = nn.Conv3d(3, dim, window, stride=window, bias=False)
 
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return one token per patch."""
-        channels, size = self.projection.in_channels, self.projection.kernel_size[0]
-        if x.shape[1] != channels or min(x.shape[2:]) < size:
+        channels, size = self.projection.in_channels, self.projection.kernel_size[-1]
+        if x.shape[1] != channels or min(x.shape[-2:]) < size:
             raise ShapeError(f"maps are (B, {channels}, at least {size}, at least {size}), not {tuple(x.shape)}.")
-        patches = self.projection(x)
+        if self.tubelet > 1 and x.ndim == 4:
+            x = x.unsqueeze(2).expand(-1, -1, self.tubelet, -1, -1)
+        patches = self.projection(x).squeeze(2) if self.tubelet > 1 else self.projection(x)  # (B, dim, rows, columns)
         return patches.flatten(2).transpose(1, 2), tuple(patches.shape[2:])
 
 

@@ -367,7 +367,7 @@ class UniversalEncoder(Encoder):
             case "video":
                 return VideoInput(
                     own.image_size, own.mean, own.std,
-                    clips=own.video_clips, frames=1, seconds=own.video_seconds, crops=own.video_crops,
+                    clips=own.video_clips, frames=own.tubelet, seconds=own.video_seconds, crops=own.video_crops,
                 )  # fmt: skip
             case "audio":
                 return AudioInput(own.sample_rate, own.mel_bins, own.frames, 1, own.seconds, own.mean, own.std)
@@ -391,10 +391,12 @@ class UniversalEncoder(Encoder):
             raise ShapeError(f"the universal encoder's {self.modality!r} is {accepted}, not {tuple(x.shape)}.")
         if self.modality == "video" and x.ndim == 6:
             x = x.transpose(2, 3).flatten(1, 2)  # clips and their frames -> frames
-        frames = x if x.ndim == 5 else x.unsqueeze(1)  # (B, frames or clips, ...)
+        if self.modality == "video" and self.own.tubelet > 1:
+            x = x.unflatten(1, (-1, self.own.tubelet)).transpose(2, 3)  # (B, clips, 3, tubelet, H, W)
+        frames = x if x.ndim > 4 else x.unsqueeze(1)  # (B, frames or clips, ...)
         tokens = self.transformer(self.tokenizer(frames.flatten(0, 1), self.transformer.class_embedding))
         tokens = tokens.unflatten(0, frames.shape[:2])  # (B, frames, 1 + T, D)
         if not self.frame_tokens:
             return tokens.mean(1)
         numbers = torch.arange(tokens.shape[1], device=tokens.device)
-        return (tokens + waves(numbers, self.sizes.dim).to(tokens.dtype).unsqueeze(1)).flatten(1, 2)
+        return (tokens + waves(numbers, self.sizes.dim, base=100).to(tokens.dtype).unsqueeze(1)).flatten(1, 2)
