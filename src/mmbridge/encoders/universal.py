@@ -6,7 +6,7 @@ transformer is that of Radford et al., "Learning Transferable Visual Models From
 
 from collections import OrderedDict
 from collections.abc import MutableMapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakValueDictionary
@@ -31,17 +31,7 @@ from mmbridge.encoders.tokenizers import (
 from mmbridge.errors import CheckpointError, ConfigError, ShapeError
 from mmbridge.registry import encoders as registry
 from mmbridge.registry import suggest
-from mmbridge.specs import (
-    AudioInput,
-    FmriInput,
-    ImageInput,
-    ImuInput,
-    InputSpec,
-    MapInput,
-    PointsInput,
-    TokenSpec,
-    VideoInput,
-)
+from mmbridge.specs import InputSpec, MapInput, TokenSpec, VideoInput
 
 register = registry.register
 
@@ -55,7 +45,7 @@ TOKENIZERS = {
     "imu": "imu",
     "fmri": "fmri",
 }
-"""The tokenizer of each modality."""
+"""The tokenizer of each modality; one that another package brings has a tokenizer of its own name."""
 
 _SHAPES = {
     "image": ("(B, 3, H, W)", (4,)),
@@ -99,6 +89,8 @@ class UniversalConfig:
     pointcloud: PointSizes | None = None
     imu: ImuSizes | None = None
     fmri: FmriSizes | None = None
+    others: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Sizes of the tokenizers of other packages (see ``register_tokenizer``)."""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.dim % self.heads:
@@ -111,7 +103,7 @@ class UniversalConfig:
     @classmethod
     def published(cls) -> "UniversalConfig":
         """Return the sizes of OneLLM-7B's encoder: CLIP ViT-L/14 with all tokenizers."""
-        return cls(**{name: sizes() for name, (sizes, _) in KINDS.items()})
+        return cls(**{name: KINDS[name][0]() for name in set(TOKENIZERS.values())})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "UniversalConfig":
@@ -125,15 +117,25 @@ class UniversalConfig:
             for name, sizes in values.items()
             if name in KINDS and isinstance(sizes, dict)
         }
-        return _from_dict(cls, {**values, **inner}, "")
+        others = {name: sizes for name, sizes in inner.items() if name not in TOKENIZERS.values()}
+        own = _from_dict(cls, {key: value for key, value in {**values, **inner}.items() if key not in others}, "")
+        return replace(own, others=others)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data for JSON; absent tokenizers are left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        plain = asdict(self)
+        others = plain.pop("others")
+        return {key: value for key, value in plain.items() if value is not None} | others
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The sizes of the tokenizers that there are, by kind."""
+        own = {name: getattr(self, name) for name in dict.fromkeys(TOKENIZERS.values())}
+        return {name: sizes for name, sizes in own.items() if sizes is not None} | self.others
 
 
 def _from_dict(kind: Any, values: dict[str, Any], path: str) -> Any:
-    known = [field.name for field in fields(kind)]
+    known = [entry.name for entry in fields(kind) if entry.name != "others"]
     for key in values:
         if key not in known:
             raise ConfigError(f"a universal encoder's configuration has no key {path + key!r}{suggest(key, known)}")
@@ -191,9 +193,9 @@ class UniversalEncoder(Encoder):
     transformer, as in the paper. Only then may the weights lack it; it starts anew.
 
     Args:
-        modality: "image", "video", "audio", "depth", "normal", "pointcloud", "imu" or "fmri".
+        modality: "image", "video", "audio", "depth", "normal", "pointcloud", "imu", "fmri", or that of a registered tokenizer.
         weights: Folder or hub id with ``config.json`` and ``model.safetensors``; None for random weights of ``config``.
-        config: Sizes; None to take those beside the weights.
+        config: Sizes; those that a mapping does not name, with None all, are taken beside the weights.
         coordinates: Channels of a point between which distances are measured when points are grouped. The published
             code measures them between colours: (3, 4, 5) repeats that.
         frames: What becomes of a video's frames: "mean", as published, which forgets their order, or "tokens", all of them
@@ -218,11 +220,9 @@ class UniversalEncoder(Encoder):
         trains: Literal["tokenizer", "encoder"] | None = None,
     ):
         super().__init__()
-        if modality not in TOKENIZERS:
-            raise ConfigError(
-                f"the universal encoder has no modality {modality!r}{suggest(modality, list(TOKENIZERS))}"
-            )
-        sizes = UniversalConfig.from_dict(config) if isinstance(config, dict) else config
+        readable = list(dict.fromkeys([*TOKENIZERS, *KINDS]))
+        if modality not in readable:
+            raise ConfigError(f"the universal encoder has no modality {modality!r}{suggest(modality, readable)}")
         for option, value, known in (
             ("frames", frames, ("mean", "tokens")),
             ("trains", trains, (None, "tokenizer", "encoder")),
@@ -232,27 +232,30 @@ class UniversalEncoder(Encoder):
                     f"the universal encoder got {option}={value!r}; accepted: {', '.join(map(str, known))}."
                 )
         self.trains = trains
-        if weights is None and sizes is None:
+        if weights is None and config is None:
             raise ConfigError(
                 "the universal encoder needs weights (a folder or a hub id) or, for random weights, a config; pass one of them."
             )
         folder = None if weights is None else (hub.resolve_config if is_planning() else hub.resolve)(weights)
         if folder is not None:
             self.source = str(weights)
-            sizes = sizes or UniversalConfig.from_dict(hub.read_json(folder / "config.json"))
-        assert sizes is not None
-        self.modality, self.kind, self.sizes = modality, TOKENIZERS[modality], sizes
-        self.own = getattr(sizes, self.kind)
-        if self.own is None:
+            if not isinstance(config, UniversalConfig):
+                config = {**hub.read_json(folder / "config.json"), **(config or {})}
+        sizes = config if isinstance(config, UniversalConfig) else UniversalConfig.from_dict(config or {})
+        self.modality, self.kind, self.sizes = modality, TOKENIZERS.get(modality, modality), sizes
+        if self.kind not in sizes.tokenizers:
             raise ConfigError(
                 f"this universal encoder has no tokenizer {self.kind!r}, which reads {modality!r}; it has "
-                f"{', '.join(name for name in KINDS if getattr(sizes, name) is not None) or 'none'}."
+                f"{', '.join(sizes.tokenizers) or 'none'}."
             )
+        self.own = sizes.tokenizers[self.kind]
         self.options = {"activation": sizes.activation, "heads": sizes.heads}
         if modality == "pointcloud":
             self.options |= {"coordinates": tuple(coordinates), "neighbours": self.own.neighbours}
         elif modality in ("audio", "imu"):
             self.options |= {"stride": self.own.stride}
+        elif modality not in TOKENIZERS:
+            self.options |= asdict(self.own)
         self.frame_tokens = modality == "video" and frames == "tokens"
         if self.frame_tokens:
             self.options |= {"frames": frames}
@@ -268,7 +271,7 @@ class UniversalEncoder(Encoder):
             return
         with torch.device("meta"):
             self.tokenizer, transformer = self._tokenizer(*given), Transformer(self.sizes)
-        key: tuple[object, ...] = (folder.resolve(), self.sizes)
+        key: tuple[object, ...] = (folder.resolve(), replace(self.sizes, others={}))
         if not is_planning():
             self.file, self.licence = folder / "model.safetensors", hub.licence_of(folder)
             if not self._load(self.tokenizer, f"tokenizers.{self.kind}.", optional=self.trains is not None):
@@ -328,22 +331,17 @@ class UniversalEncoder(Encoder):
         """What ``prepare`` makes of files."""
         own = self.own
         match self.modality:
-            case "image":
-                return ImageInput(own.image_size, own.mean, own.std)
             case "video":
                 return VideoInput(
                     own.image_size, own.mean, own.std,
                     clips=own.video_clips, frames=1, seconds=own.video_seconds, crops=own.video_crops,
                 )  # fmt: skip
-            case "audio":
-                return AudioInput(own.sample_rate, own.mel_bins, own.frames, 1, own.seconds, own.mean, own.std)
             case "depth" | "normal":
-                return MapInput(ImageInput(own.image_size, own.mean, own.std))
+                return MapInput(own.input)
             case "pointcloud":
-                return PointsInput(own.points, own.channels, tuple(self.tokenizer.coordinates))
-            case "imu":
-                return ImuInput(own.sample_rate, own.steps)
-        return FmriInput(own.voxels)
+                return replace(own.input, coordinates=tuple(self.tokenizer.coordinates))  # type: ignore[no-any-return]
+        found: InputSpec = own.input
+        return found
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the tokens of a batch.
@@ -351,13 +349,14 @@ class UniversalEncoder(Encoder):
         Raises:
             ShapeError: The batch is of another shape.
         """
-        accepted, axes = _SHAPES[self.modality]
+        wanted = self.input.shape
+        accepted, axes = _SHAPES.get(self.modality, (f"(B, {', '.join(map(str, wanted))})", (1 + len(wanted),)))
         paired = self.modality in ("depth", "normal")
         if x.ndim not in axes or (paired and x.shape[1] != 2):
             raise ShapeError(f"the universal encoder's {self.modality!r} is {accepted}, not {tuple(x.shape)}.")
         if self.modality == "video" and x.ndim == 6:
             x = x.transpose(2, 3).flatten(1, 2)  # clips and their frames -> frames
-        frames = x if x.ndim == 5 else x.unsqueeze(1)  # (B, frames or clips, ...)
+        frames = x if x.ndim == 5 and self.modality in TOKENIZERS else x.unsqueeze(1)  # (B, frames or clips, ...)
         tokens = self.transformer(self.tokenizer(frames.flatten(0, 1), self.transformer.class_embedding))
         tokens = tokens.unflatten(0, frames.shape[:2])  # (B, frames, 1 + T, D)
         if not self.frame_tokens:
