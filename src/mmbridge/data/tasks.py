@@ -62,7 +62,7 @@ MAX_NEW_TOKENS = 64
 """Room for the longest right reply."""
 
 
-def sources() -> tuple[str, ...]:
+def known_sources() -> tuple[str, ...]:
     """Return what a scene can be given by; "text+image" is a picture, with words that change it."""
     return ("text", *INPUTS, "image+audio", *(f"text+{medium}" for medium in INPUTS))
 
@@ -258,7 +258,7 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
     """Return a request about a scene.
 
     Args:
-        sources: What the scene is given by, one of ``sources()``; a pair is joined by "+" or given as two names.
+        sources: What the scene is given by, one of ``known_sources()``; a pair is joined by "+" or given as two names.
         wanted: "text", "image", "video", "audio", two media joined by "+", or "none".
         scene: What the last reply is about. Where words change what is shown or was made, it is the scene after the change;
             the one before is of the same split if this one is "seen", and any otherwise. Which split it is of depends on
@@ -271,9 +271,9 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
     """
     source = sources if isinstance(sources, str) else "+".join(sources)
     media = () if wanted in ("text", "none") else tuple(wanted.split("+"))
-    if source not in sources() or not set(media) <= set(MEDIA) or len(media) > 2 or turn not in (1, 2):
+    if source not in known_sources() or not set(media) <= set(MEDIA) or len(media) > 2 or turn not in (1, 2):
         raise ConfigError(
-            f"there is no task from {source!r} to {wanted!r} in turn {turn}{suggest(source, list(sources()))}"
+            f"there is no task from {source!r} to {wanted!r} in turn {turn}{suggest(source, list(known_sources()))}"
         )
     if (turn == 2 and (len(media) != 1 or "+" in source)) or (source.startswith("text+") and len(media) > 1):
         raise ConfigError(

@@ -39,8 +39,8 @@ def register_renderer(
         requests: Ways to ask what such a medium contains, which ask for no medium.
         mentions: What requests for other media call it, such as "what the thermal map shows".
         judge: Reads the factors from a medium, None for one that it does not show; learned nothing.
-        held_out: The scenes that no such medium shows in training. One that carries shape, colour, size and place, or shape, size and
-            motion, needs no rule of its own.
+        held_out: The scenes that no such medium shows in training; one that carries shape, colour, size and place, or shape, size
+            and motion, needs no rule of its own.
 
     Raises:
         ConfigError: The world has this modality, a factor is not known, or there are no words.
