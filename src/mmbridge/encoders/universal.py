@@ -31,6 +31,7 @@ from mmbridge.encoders.tokenizers import (
 from mmbridge.errors import CheckpointError, ConfigError, ShapeError
 from mmbridge.registry import encoders as registry
 from mmbridge.registry import suggest
+from mmbridge.schema import build, mapping
 from mmbridge.specs import InputSpec, MapInput, TokenSpec, VideoInput
 
 register = registry.register
@@ -89,7 +90,7 @@ class UniversalConfig:
     pointcloud: PointSizes | None = None
     imu: ImuSizes | None = None
     fmri: FmriSizes | None = None
-    others: dict[str, Any] = field(default_factory=dict, hash=False)
+    others: dict[str, Any] = field(default_factory=dict, hash=False, metadata={"in_file": False})
     """Sizes of the tokenizers of other packages (see ``register_tokenizer``)."""
 
     def __post_init__(self) -> None:
@@ -117,9 +118,20 @@ class UniversalConfig:
             for name, sizes in values.items()
             if name in KINDS and isinstance(sizes, dict)
         }
-        others = {name: sizes for name, sizes in inner.items() if name not in TOKENIZERS.values()}
-        own = _from_dict(cls, {key: value for key, value in {**values, **inner}.items() if key not in others}, "")
-        return replace(own, others=others)
+        own, others = _apart(inner)
+        plain = {key: value for key, value in values.items() if key not in others}
+        return replace(_from_dict(cls, {**plain, **own}, ""), others=others)
+
+    @classmethod
+    def from_plain(cls, value: Any, path: str) -> "UniversalConfig":
+        """Check a section of a recipe; ``path`` names it in errors.
+
+        Raises:
+            ConfigError: An unknown key or a wrong value.
+        """
+        own, others = _apart(mapping(value, path))
+        sizes = {name: build(KINDS[name][0], given, f"{path}.{name}") for name, given in others.items()}
+        return replace(build(cls, own, path), others=sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data for JSON; absent tokenizers are left out."""
@@ -132,6 +144,12 @@ class UniversalConfig:
         """The sizes of the tokenizers that there are, by kind."""
         own = {name: getattr(self, name) for name in dict.fromkeys(TOKENIZERS.values())}
         return {name: sizes for name, sizes in own.items() if sizes is not None} | self.others
+
+
+def _apart(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part the tokenizers of other packages from what a configuration of mmbridge's own has."""
+    others = {name for name in values if name in KINDS and name not in TOKENIZERS.values()}
+    return {key: values[key] for key in values if key not in others}, {key: values[key] for key in others}
 
 
 def _from_dict(kind: Any, values: dict[str, Any], path: str) -> Any:
