@@ -18,7 +18,7 @@ from mmbridge.synthetic import Scene, judge
 from mmbridge.training.run import train
 
 PROJECTION = {
-    "name": "mixture_of_experts", "num_tokens": 8, "dim_hidden": 96, "depth": 2, "num_heads": 4, "dim_feedforward": 256,
+    "name": "mixture_of_experts", "num_tokens": 8, "dim_hidden": 96, "depth": 1, "num_heads": 4, "dim_feedforward": 256,
     "normalize": "sigmoid", "experts": "experts",
 }  # fmt: skip
 
@@ -41,13 +41,13 @@ PARENT = {
     "data": {
         "name": "synthetic",
         "samples": 2000,
-        "inputs": ["image"],
+        "inputs": ["image", "depth"],
         "outputs": [],
         "mix": {"describe": 1.0},
-        "pool": 500,
+        "pool": 400,
     },
     "optimizer": {"lr": 5e-3, "betas": [0.9, 0.98], "warmup": 0.05},
-    "run": {"steps": 50, "batch_size": 16, "validate_every": 1000, "save_every": 1000},
+    "run": {"steps": 60, "batch_size": 16, "validate_every": 1000, "save_every": 1000},
 }
 
 
