@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mmbridge.bridge import Bridge
 from mmbridge.errors import CheckpointError, ConfigError, DataError, ShapeError
 from mmbridge.media import Image
+from mmbridge.projections import balance_loss
 from mmbridge.sequence import collate
 
 PICTURE = {"type": "image", "data": Image(torch.arange(768, dtype=torch.uint8).view(3, 16, 16))}
@@ -46,6 +47,16 @@ def test_losses_are_named_by_what_they_are_about(bridge):
     losses = bridge(batch_of(bridge, SEEN, DRAWN, WORDS))
     assert list(losses) == ["text", "image.alignment"]
     assert all(value.shape == () and value.isfinite() for value in losses.values())
+    assert list(bridge(batch_of(bridge, WORDS))) == ["text"]
+
+
+def test_losses_of_ways_in_stand_beside_the_others(parts):
+    config = tiny.bridge_config(parts)
+    config["inputs"]["image"]["projection"] = {**tiny.MIXTURE, "balance": True}
+    bridge = Bridge.from_config(config)
+    losses = bridge(batch_of(bridge, SEEN, DRAWN, SEEN))
+    assert list(losses) == ["text", "image.alignment", "image.balance"]
+    torch.testing.assert_close(losses["image.balance"], balance_loss(bridge.inputs["image"].projection.routing))
     assert list(bridge(batch_of(bridge, WORDS))) == ["text"]
 
 

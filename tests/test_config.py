@@ -217,6 +217,7 @@ def test_file_that_is_no_text_is_refused(file):
         ("train=[backbone.lora]", r"train has 'backbone\.lora', which matches no part"),
         ("losses.image.alignmnet=1", r"losses\.image\.alignmnet is no loss .*; did you mean 'image\.alignment'"),
         ("losses.audio.alignment=1", r"losses\.audio\.alignment is no loss"),
+        ("losses.image.balance=1", r"losses\.image\.balance is no loss of this bridge"),
         ("losses.text=-1", r"losses\.text is -1\.0, but a weight must be at least 0"),
         ("losses={text: 0}", r"losses has no weight above 0, so nothing would be learned"),
     ],
@@ -234,5 +235,10 @@ def test_parts_that_can_train_follow_from_the_bridge(file):
         "inputs.image.projection", "outputs.image.projection", "outputs.image.rows", "backbone.lora",
     ]  # fmt: skip
     assert recipe.bridge.loss_names() == ["text", "image.alignment", "image.denoising"]
+    whole = Recipe.load(file, ["bridge.backbone.trainable=true"])
+    assert whole.bridge.part_names()[-1] == "backbone.weights"
+    mixed = Recipe.load(file, ["bridge.inputs.image.projection={name: mixture_of_experts}", "losses.image.balance=0.1"])
+    mixed.validate()
+    assert mixed.bridge.loss_names() == ["text", "image.alignment", "image.denoising", "image.balance"]
     tagged = Recipe.load(file, ["bridge.inputs.image.tags=true"])
     assert tagged.bridge.part_names()[:2] == ["inputs.image.projection", "inputs.image.tags"]

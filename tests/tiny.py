@@ -14,6 +14,10 @@ IMAGEBIND = {
     "embed_dim": 12,
     "vision": {"dim": 16, "depth": 1, "heads": 2, "image_size": 16, "patch": 8, "video_clips": 2, "video_crops": 1},
 }
+MIXTURE = {
+    "name": "mixture_of_experts", "num_tokens": 2, "dim_hidden": 16, "num_experts": 2, "depth": 1, "num_heads": 2,
+    "dim_feedforward": 16,
+}  # fmt: skip
 WORDS = (
     "User: What is it? What colour is it? Draw a red one. Describe the picture.",
     "Assistant: It is red. It is green. It is blue. Here is a red square. It is dark. It is bright.",

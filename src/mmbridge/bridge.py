@@ -1,9 +1,10 @@
 """The composition: ways in, a backbone, ways out, one sequence; the only place where parts meet."""
 
 import dataclasses
+import fnmatch
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -24,6 +25,10 @@ log = logging.getLogger("mmbridge")
 
 # Arguments of parts that are parts themselves, and the registry that builds them.
 _NESTED = {"encoder": registry.encoders, "projection": registry.projections, "decoder": registry.decoders}
+
+
+Adapt = Callable[[str, dict[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+"""What ``Bridge.load_parts`` may be given: a part's name, its stored tensors and those here, to what is read."""
 
 
 class Store(Protocol):
@@ -47,7 +52,7 @@ class Bridge(nn.Module):
         ShapeError: Two parts do not fit; the sentence names both and the widths.
         ConfigError: A part reads or makes another modality than it is named for.
 
-    Calling a bridge on a ``Batch`` returns its losses by name: ``text``, and ``<modality>.<loss>`` for each way out.
+    Calling a bridge on a ``Batch`` returns its losses by name: ``text``, and ``<modality>.<loss>`` for each way out and in.
     """
 
     def __init__(
@@ -239,6 +244,7 @@ class Bridge(nn.Module):
                 flat[places], flat_embeddings[places], [span.content for span in spans], batch.seed
             )
             losses.update({f"{modality}.{name}": value for name, value in made.items()})
+        losses |= {f"{name}.{key}": loss for name in batch.entering for key, loss in self.inputs[name].losses().items()}
         idle = [
             parameter
             for ways, present in ((self.inputs, batch.entering), (self.outputs, batch.leaving))
@@ -261,9 +267,7 @@ class Bridge(nn.Module):
             name: {key: value for key, value in module.named_parameters() if id(value) not in shared}
             for name, module in self.trainable().items()
         }
-        if self.backbone.adapters:
-            parts["backbone.lora"] = dict(self.backbone.adapters)
-        return parts
+        return parts | {f"backbone.{name}": part for name, part in self.backbone.parts().items()}
 
     def trainable(self) -> dict[str, nn.Module]:
         """Return the modules of the ways in and out that can train, by part: ``inputs.image.projection``, ..."""
@@ -327,7 +331,9 @@ class Bridge(nn.Module):
         return cls(backbone, inputs, outputs)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the trained parts, the configuration and a manifest of the frozen parts; a few megabytes.
+        """Write the trained parts, the configuration and a manifest of the frozen parts.
+
+        These are a few megabytes, or as large as the language model where all its weights can train.
 
         The manifest also holds a few numbers of what each projection computes, for ``mmbridge verify``.
 
@@ -369,12 +375,16 @@ class Bridge(nn.Module):
         bridge.eval()
         return bridge
 
-    def load_parts(self, source: str | Path, *, strict: bool = True) -> list[str]:
+    def load_parts(
+        self, source: str | Path, *, strict: bool = True, only: Sequence[str] = ("*",), adapt: Adapt | None = None
+    ) -> list[str]:
         """Read trained parts from a saved bridge.
 
         Args:
             source: Where the other bridge is.
             strict: Whether every part of this bridge must be there; otherwise parts that are missing keep their start.
+            only: Patterns over the names of the parts to read.
+            adapt: Changes the tensors of a part before they are compared, given its name, what is stored and what is here.
 
         Returns:
             Names of the parts that were read.
@@ -384,7 +394,9 @@ class Bridge(nn.Module):
         """
         folder = find_bridge(source)
         entries = hub.read_json(folder / "manifest.json")["parts"]
-        parts = self.parts()
+        parts = {
+            name: part for name, part in self.parts().items() if any(fnmatch.fnmatchcase(name, one) for one in only)
+        }
         absent = [name for name in parts if name not in entries]
         unknown = [name for name in entries if name not in parts]
         if strict and (absent or unknown):
@@ -405,7 +417,7 @@ class Bridge(nn.Module):
                 raise CheckpointError(
                     f"{file} was altered: its hash is {found[:16]}..., the manifest wants {wanted[:16]}...; restore it."
                 )
-            tensors = load_file(file)
+            tensors = adapt(name, load_file(file), parameters) if adapt else load_file(file)
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
             ours = {key: tuple(value.shape) for key, value in parameters.items()}
             if shapes != ours:

@@ -27,9 +27,10 @@ OUTPUT_LOSSES = ("alignment", "denoising")
 
 _NESTED: dict[str, Registry] = {"encoder": encoders, "projection": projections, "decoder": decoders}
 _DATA_KEYS = {
-    "name": ("name", "samples", "validation_samples", "inputs", "outputs", "mix", "turns", "pool"),
-    "path": ("path", "validation", "root"),
+    "name": ("name", "samples", "validation_samples", "inputs", "outputs", "mix", "turns", "pool", "pairs"),
+    "path": ("path", "validation", "root", "temperature"),
 }
+_MIXING_KEYS = ("weights", "temperature", "replay")
 
 
 @dataclass
@@ -88,15 +89,23 @@ class BridgeConfig:
                 encoder = part.arguments.get("encoder")
                 inside += ["tokenizer"] if encoder is not None and encoder.arguments.get("trains") else []
                 names += [f"{group}.{modality}.{name}" for name in inside + more]
-        return names + (["backbone.lora"] if self.backbone.arguments.get("lora") is not None else [])
+        given = {
+            "lora": self.backbone.arguments.get("lora") is not None,
+            "weights": self.backbone.arguments.get("trainable"),
+        }
+        return names + [f"backbone.{name}" for name, there in given.items() if there]
 
     def loss_names(self) -> list[str]:
         """Return the names of the losses that a bridge of these parts may give; may import torch."""
-        return ["text"] + [
-            f"{modality}.{loss}"
+        named = [
+            (modality, getattr(ways_out.get(part.name), "loss_names", OUTPUT_LOSSES))
             for modality, part in self.outputs.items()
-            for loss in getattr(ways_out.get(part.name), "loss_names", OUTPUT_LOSSES)
+        ] + [
+            (modality, getattr(projections.get(part.arguments["projection"].name), "loss_names", ()))
+            for modality, part in self.inputs.items()
+            if "projection" in part.arguments
         ]
+        return ["text"] + [f"{modality}.{loss}" for modality, losses in named for loss in losses]
 
     def validate(self) -> None:
         """Ask the registries whether every part exists and takes its arguments; builds nothing, but may import torch.
@@ -111,11 +120,45 @@ class BridgeConfig:
                 if modality not in MEDIA:
                     raise ConfigError(f"{path} is not a known medium{suggest(modality, list(MEDIA))}")
                 _check_part(registry, part, path)
+        for modality in self.inputs:
+            self._check_like(modality)
+
+    def _check_like(self, modality: str) -> None:
+        """Follow ``like`` from way in to way in; each must be there, have a projection of the same kind, and not come again."""
+        chain = [modality]
+        while (like := self.inputs[chain[-1]].arguments.get("like")) is not None:
+            path = f"bridge.inputs.{chain[-1]}.like is {like!r}, "
+            if like in chain:
+                raise ConfigError(f"{path}which would start as itself; name a modality that it is not started from.")
+            if like not in self.inputs:
+                others = [name for name in self.inputs if name not in chain]
+                raise ConfigError(f"{path}which is no way in of this bridge{suggest(like, others)}")
+            ours, theirs = (
+                getattr(self.inputs[name].arguments.get("projection"), "name", None) for name in (chain[-1], like)
+            )
+            if ours != theirs:
+                raise ConfigError(
+                    f"{path}whose projection is a {theirs!r}, but this one is a {ours!r}; give both the same, or remove 'like'."
+                )
+            chain.append(like)
+
+
+@dataclass
+class ReplayConfig:
+    """What earlier stages learned, mixed into a later one.
+
+    Args:
+        share: Its part of the training data.
+        of: Names of what it is, as for the weights.
+    """
+
+    share: float = field(metadata={"least": 0, "most": 1})
+    of: list[str]
 
 
 @dataclass
 class DataConfig:
-    """Where dialogues come from: a generated world (``name``) or a JSONL file of messages (``path``), never both.
+    """Where dialogues come from: a generated world (``name``) or JSONL files of messages (``path``), never both.
 
     Args:
         name: "synthetic" for the procedural world (``mmbridge.data.synthetic``, which has the defaults).
@@ -126,9 +169,13 @@ class DataConfig:
         mix: Weights of the kinds of dialogue.
         turns: Chance that a dialogue goes on by a further turn.
         pool: Media per modality among which dialogues draw.
-        path: JSONL file to train on.
-        validation: JSONL file to validate on; null for none.
-        root: Folder that media paths are relative to; null for the folder of the JSONL file.
+        pairs: Which two media come in together, such as "audio+video".
+        path: JSONL file to train on, or several by name.
+        validation: JSONL file to validate on, or several by name; null for none.
+        root: Folder that media paths are relative to; null for the folder of each JSONL file.
+        weights: How often each of ``inputs``, or each of several files, is drawn (see ``mmbridge.data.mixing``).
+        temperature: How far large files are drawn less often than their sizes say.
+        replay: What earlier stages learned, and its share.
     """
 
     name: Literal["synthetic"] | None = None
@@ -139,9 +186,13 @@ class DataConfig:
     mix: dict[str, float] | None = None
     turns: float | None = field(default=None, metadata={"least": 0, "most": 0.9})
     pool: int | None = field(default=None, metadata={"least": 1})
-    path: str | None = None
-    validation: str | None = None
+    pairs: list[str] | None = None
+    path: str | dict[str, str] | None = None
+    validation: str | dict[str, str] | None = None
     root: str | None = None
+    weights: dict[str, float] | None = None
+    temperature: float | None = None
+    replay: ReplayConfig | None = None
 
     def __post_init__(self) -> None:
         if (self.name is None) == (self.path is None):
@@ -150,6 +201,9 @@ class DataConfig:
         for key in _DATA_KEYS[other]:
             if getattr(self, key) is not None:
                 raise ConfigError(f"data.{key} goes with data.{other}, but data.{given} is given; remove one of them.")
+        for key in _MIXING_KEYS if isinstance(self.path, str) else ():
+            if getattr(self, key) is not None:
+                raise ConfigError(f"data.{key} needs several files; give data.path as {{name: file, name: file}}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data with the keys that are given: those of a world, or those of a file."""
@@ -165,7 +219,8 @@ class OptimizerConfig:
         betas: Decay rates of the running averages.
         weight_decay: Decoupled weight decay.
         warmup: Share of the steps over which the learning rate rises.
-        schedule: What follows the warm-up: down to zero in a line or a cosine, or constant.
+        schedule: What follows the warm-up: down in a line or a cosine, or constant.
+        floor: Where a line or a cosine ends, as a share of ``lr``.
         clip: Largest norm of the gradients; null for no clipping.
     """
 
@@ -174,6 +229,7 @@ class OptimizerConfig:
     weight_decay: float = field(default=0.001, metadata={"least": 0})
     warmup: float = field(default=0.1, metadata={"least": 0, "most": 1})
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    floor: float = field(default=0.0, metadata={"least": 0, "most": 1})
     clip: float | None = field(default=1.0, metadata={"least": 0})
 
 
@@ -211,10 +267,11 @@ class Recipe:
     Args:
         schema: Version of this layout.
         stage: What the stage is for.
-        parent: Bridge to start from: a folder, a shipped name, or null for fresh projections.
+        parent: Bridge to start from: a folder, a shipped name, or null for fresh projections. Several are given with patterns
+            over the names of the parts that each gives, such as ``{runs/reader: ["inputs.*"], mmbridge/tiny: ["outputs.*"]}``.
         bridge: The parts.
         train: Patterns (``*`` matches anything) over part names; exactly the matching parts train.
-        losses: Weights by name: "text", "<output>.alignment", "<output>.denoising".
+        losses: Weights by name: "text", "<output>.alignment", "<output>.denoising", "<input>.balance".
         data: Where dialogues come from.
         optimizer: AdamW and its schedule.
         run: The loop.
@@ -223,7 +280,7 @@ class Recipe:
 
     schema: Literal[1]
     stage: Literal["encoder_alignment", "decoder_alignment", "instruction_tuning"]
-    parent: str | None = None
+    parent: str | dict[str, list[str]] | None = None
     bridge: BridgeConfig
     train: list[str]
     losses: dict[str, float]
@@ -271,6 +328,13 @@ class Recipe:
             ConfigError: An unknown or missing key, or a wrong value, with its path.
         """
         return build(cls, values, "")
+
+    @property
+    def parents(self) -> dict[str, list[str]]:
+        """The bridges to start from, with patterns over the names of the parts that each gives."""
+        if isinstance(self.parent, dict):
+            return self.parent
+        return {} if self.parent is None else {self.parent: ["*"]}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for YAML or JSON."""
@@ -354,7 +418,7 @@ def _switch_data(values: dict[str, Any], overridden: list[str]) -> None:
     data = values.get("data")
     for given, other in (("path", "name"), ("name", "path")):
         if f"data.{given}" in overridden and isinstance(data, dict):
-            for key in _DATA_KEYS[other]:
+            for key in (*_DATA_KEYS[other], *_MIXING_KEYS):  # these name what the other has
                 data.pop(key, None)
 
 

@@ -37,6 +37,8 @@ LICENCES = {
     "ChocoWu/nextgpt": "NExT-GPT: CC-BY-NC-SA 4.0, no commercial use",
     "onellm": "OneLLM-7B: contains LLaMA-2 weights (Llama 2 Community License); no clear licence is given for the rest",
     "csuhan/OneLLM": "OneLLM: contains LLaMA-2 weights (Llama 2 Community License); no clear licence is given for the rest",
+    "meta-llama/Llama-2-7b-hf": "LLaMA-2: Llama 2 Community License",
+    "openai/clip-vit-large-patch14": "CLIP ViT-L/14 of OpenAI: MIT",
     "lmsys/vicuna-7b-v1.5": "Vicuna v1.5: Llama 2 Community License",
     "vicuna-7b-v0": "Vicuna v0: a delta on LLaMA-1, under the licence of LLaMA-1",
     "stable-diffusion-v1-5/": "Stable Diffusion 1.5: CreativeML OpenRAIL-M, with restrictions on use",

@@ -202,7 +202,7 @@ class _Planner:
         self.recipe, self.bridge, self.trained, self.text = recipe, bridge, trained, text
         run = recipe.run
         self.width = 4 if run.precision == "32-true" else 2  # bytes of a computed number
-        active = {name for name, weight in recipe.losses.items() if weight > 0}
+        active = {name for name, weight in recipe.losses.items() if weight > 0 and not name.endswith(".balance")}
         self.active = [name for name in bridge.outputs if any(loss.startswith(f"{name}.") for loss in active)]
         self.denoising = [name for name in self.active if f"{name}.denoising" in active]
         self.learning = {
@@ -215,7 +215,9 @@ class _Planner:
         else:
             self.entering = list(bridge.inputs) if recipe.stage == "instruction_tuning" else []
         # Whether gradients cross the backbone: something before it or in it trains.
-        self.crossed = any(name.startswith("inputs.") or name.endswith((".rows", ".lora")) for name in trained)
+        self.crossed = any(
+            name.startswith("inputs.") or name.endswith((".rows", ".lora", ".weights")) for name in trained
+        )
 
     def plan(self) -> Plan:
         recipe, bridge = self.recipe, self.bridge
@@ -274,7 +276,8 @@ class _Planner:
         if self.recipe.run.precision == "bf16-true":
             return 2
         if id(parameter) in self._in_backbone:
-            dtype: torch.dtype = getattr(torch, self.recipe.bridge.backbone.arguments.get("dtype") or "bfloat16")
+            usual = "float32" if self.bridge.backbone.trainable else "bfloat16"
+            dtype: torch.dtype = getattr(torch, self.recipe.bridge.backbone.arguments.get("dtype") or usual)
             return dtype.itemsize
         return parameter.element_size()
 
@@ -288,8 +291,9 @@ class _Planner:
     def _parts(self) -> tuple[list[PartSize], int]:
         """Return all parts and the bytes of the weights that the stage loads."""
         bridge = self.bridge
-        adapters = {id(value) for value in bridge.backbone.adapters.values()}
-        named = {"backbone": [value for value in bridge.backbone.parameters() if id(value) not in adapters]}
+        own = {id(value) for part in bridge.backbone.parts().values() for value in part.values()}
+        base = [value for value in bridge.backbone.parameters() if id(value) not in own]
+        named = {"backbone": base} if base else {}  # of one that is trainable all is the part backbone.weights
         loaded = {"backbone"}
         for modality, way in bridge.inputs.items():
             name = f"inputs.{modality}.encoder"
@@ -350,9 +354,10 @@ class _Planner:
         forward = body + scores
         if not self.crossed:
             return 0, forward, 0
-        learned = 2 * adapters * positions if "backbone.lora" in self.trained else 0
+        whole = "backbone.weights" in self.trained
+        learned = forward if whole else 2 * adapters * positions if "backbone.lora" in self.trained else 0
         backward = forward + learned + (body if run.checkpoint_activations else 0)
-        layer = layer_bytes(config, self.width)
+        layer = layer_bytes(config, self.width, whole)
         if "backbone.lora" in self.trained:
             layer += self._adapter_bytes() // layers
         stored = layers * self.width * backbone.dim + layer if run.checkpoint_activations else layers * layer
@@ -391,11 +396,14 @@ class _Planner:
         data = self.recipe.data
         if data.path is None:
             return data.samples if data.samples is not None else len(SyntheticData())
-        path = Path(data.path)
-        if not path.is_file():
+        paths = [Path(path) for path in ([data.path] if isinstance(data.path, str) else data.path.values())]
+        if not all(path.is_file() for path in paths):
             return None
-        with path.open("rb") as file:
-            return sum(bool(line.strip()) for line in file)
+        count = 0
+        for path in paths:
+            with path.open("rb") as file:
+                count += sum(bool(line.strip()) for line in file)
+        return count
 
     def _media(self, samples: int) -> int:
         """Return how many media can come in at most: a generated world draws them from a pool per modality."""
@@ -405,24 +413,27 @@ class _Planner:
         return min(samples, (data.pool or POOL) * len(data.inputs or self.bridge.inputs))
 
 
-def layer_bytes(config: Any, width: int) -> int:
-    """Return the bytes per position that a frozen layer of a LLaMA-like backbone keeps for the backward pass.
+def layer_bytes(config: Any, width: int, trained: bool = False) -> int:
+    """Return the bytes per position that a layer of a LLaMA-like backbone keeps for the backward pass.
 
     8 h + width (2 h + 2 k + 3 f), for hidden size h, keys of size k and feed-forward size f: two norms in float32; queries,
     keys, values and the attention's output; the gate, its activation and the other branch. Counted as by Korthikanti et al.,
     arXiv 2205.05198, section 4.1, whose GPT layer keeps 34 h + 5 a s; but inputs of frozen matrices are not kept, there is no
     dropout, and fused attention keeps no scores (their 5 a s term). With checkpoints a layer keeps its input, ``width`` h
-    (their section 5), and one layer at a time is recomputed in full. On a CPU, autograd keeps within 3 % of this (tests).
+    (their section 5), and one layer at a time is recomputed in full. What trains keeps its input too, 8 h + width (2 h + f) more;
+    5 h in half precision, where autocast makes a copy for each matrix. On a CPU, autograd keeps within 3 % of this (tests).
 
     Args:
         config: A transformers configuration.
         width: Bytes of a computed number.
+        trained: Whether the layer's weights, in float32, train.
     """
     hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or hidden // heads)
     keys = size * int(getattr(config, "num_key_value_heads", None) or heads)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    return 8 * hidden + width * (2 * size * heads + 2 * keys + 3 * inner)
+    frozen = 8 * hidden + width * (2 * size * heads + 2 * keys + 3 * inner)
+    return frozen + trained * (8 * hidden + width * ((2 if width == 4 else 5) * hidden + inner))
 
 
 def trace(module: nn.Module, x: Tensor, call: Callable[[Tensor], Any] | None = None) -> tuple[int, int]:

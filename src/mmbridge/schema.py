@@ -169,8 +169,8 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
         return None
     kinds = [option for option in options if option is not types.NoneType]
     known = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
-    if isinstance(value, dict) and known:  # of a dataclass and a plain mapping, the dataclass knows the keys
-        kinds = known
+    if isinstance(value, dict):  # of a dataclass and a plain mapping, the dataclass knows the keys
+        kinds = known or [kind for kind in kinds if get_origin(kind) is dict] or kinds
     errors = []
     for kind in kinds:
         try:

@@ -35,7 +35,7 @@ HEAVY = {
     "diffusers": ("decoders/",),
     "lightning": ("training/",),
     "nibabel": ("media/fmri.py",),
-    "open_clip": ("encoders/openclip.py", "encoders/imagebind.py"),
+    "open_clip": ("encoders/clip.py", "encoders/openclip.py", "encoders/imagebind.py"),
     "peft": ("backbones/lora.py",),
     "soundfile": ("media/",),
     "timm": ("encoders/timm_backbone.py",),

@@ -64,6 +64,27 @@ def test_adapters_train_and_start_without_effect(source, backbone):
     assert all(value.grad is not None for value in adapted.adapters.values())
 
 
+def test_a_trainable_model_trains_as_a_whole(source, backbone):
+    whole = CausalLM(source, trainable=True, template="plain")
+    assert list(whole.parts()) == ["weights"]
+    assert whole.parts()["weights"].keys() == dict(whole.model.named_parameters()).keys()
+    torch.testing.assert_close(whole(whole.embed(IDS)), backbone(backbone.embed(IDS)))
+    assert all(module.training for module in whole.train().modules())
+    assert not any(module.training for module in whole.eval().modules())
+    whole.logits(whole(whole.embed(IDS))).square().sum().backward()
+    assert all(value.grad is not None for value in whole.parts()["weights"].values())
+    whole.requires_grad_(False)
+    assert not any(module.training for name, module in whole.train().named_modules() if name)
+    assert backbone.parts() == {}
+
+
+def test_a_model_trains_as_a_whole_or_by_adapters(source):
+    with pytest.raises(
+        ConfigError, match="got both lora and trainable: true; give lora to train adapters, or trainable"
+    ):
+        CausalLM(source, lora=Lora(), trainable=True)
+
+
 def test_adapters_of_a_model_in_half_precision_train_in_full(source):
     adapted = CausalLM(source, lora=Lora(rank=2, alpha=4), template="plain", dtype="bfloat16")
     assert adapted.dtype == torch.bfloat16

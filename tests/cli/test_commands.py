@@ -88,7 +88,7 @@ def test_evaluate_prints_the_table_that_it_writes(parts, tmp_path, capsys):
     ]
     assert main(arguments) == 0
     rows = json.loads((tmp_path / "table" / "any_to_any.json").read_text())
-    keys = {"in", "out", "split", "accuracy", "low", "high", "bound", "n", "written", "emission"}
+    keys = {"in", "out", "split", "accuracy", "low", "high", "bound", "n", "written", "emission", "factors"}
     assert all(set(row) == keys for row in rows), "turn is there only where it is 2, and nothing is made here"
     assert {(tuple(row["in"]), row["out"]) for row in rows} == {
         (source, wanted) for source in (("text",), ("image",), ("text", "image")) for wanted in ("text", "none")

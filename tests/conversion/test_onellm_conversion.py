@@ -17,6 +17,7 @@ from mmbridge.conversion import onellm
 from mmbridge.encoders import UniversalEncoder
 from mmbridge.errors import CheckpointError, ConfigError
 from mmbridge.projections import MixtureOfExperts
+from mmbridge.projections.mixture import add_modality
 
 OURS = {"point": "pointcloud", "rgbd": "depth", "rgbn": "normal"}
 UNUSED = 7
@@ -31,6 +32,17 @@ def llama(file: dict[str, Tensor]) -> LlamaForCausalLM:
     model = LlamaForCausalLM(LlamaConfig(**onellm.base_configs(file, HEADS)["base.language_model"])).eval()
     model.load_state_dict(onellm.released(file, HEADS)["base.language_model"], strict=True)
     return model
+
+
+def test_a_projection_shares_its_experts_by_the_name_of_the_recipes(file: dict[str, Tensor]) -> None:
+    projection = onellm.mixture(file, "image", num_heads=2)
+    config = onellm.bridge_config(file, num_heads=2)["inputs"]["image"]["projection"]
+    assert projection.arguments["experts"] == config["experts"] == "experts"
+    ways = {"image": projection}
+    thermal = add_modality(ways, "thermal", like="image")
+    assert thermal.experts is projection.experts and ways["thermal"] is thermal
+    tokens = torch.randn(2, 5, 16)
+    assert torch.equal(thermal(tokens), projection(tokens))
 
 
 @pytest.fixture

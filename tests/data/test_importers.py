@@ -253,4 +253,4 @@ def test_the_command_converts_and_never_overwrites(folder, capsys):
 def test_the_help_names_every_format(capsys):
     with pytest.raises(SystemExit):
         main(["data", "convert", "--help"])
-    assert f"FORMAT        {' | '.join(FORMATS)}\n" in capsys.readouterr().out
+    assert f"FORMAT{'|'.join(FORMATS)}SOURCE" in "".join(capsys.readouterr().out.split())

@@ -7,7 +7,16 @@ import pytest
 
 from mmbridge.data import tasks
 from mmbridge.data.synthetic import SyntheticData
-from mmbridge.data.tasks import is_emitted, is_right, known_sources, make_task, read_medium, render_medium, render_worn
+from mmbridge.data.tasks import (
+    is_emitted,
+    is_right,
+    known_sources,
+    make_task,
+    read_medium,
+    render_medium,
+    render_worn,
+    right_factors,
+)
 from mmbridge.errors import ConfigError
 from mmbridge.generation import Reply
 from mmbridge.synthetic import CARRIES, Scene, parse
@@ -121,6 +130,20 @@ def test_right_media_are_right_and_others_are_not(wanted):
         assert not is_right(task, swapped), "two media come in the order asked for"
 
 
+def test_factors_are_right_one_by_one():
+    task = make_task("image", "text", SCENE, 5)
+    found = right_factors(task, Reply(["A little tangerine disc at the top right, moving up."]))
+    assert found == {"shape": True, "colour": True, "size": True, "place": False}, "a picture has no motion"
+    both = make_task("text", "image+audio", SCENE, 5)
+    reply = right_reply(both)
+    reply.parts[2] = render_medium("audio", SCENE.replace(size="large", motion="down"), 77)
+    wrong = {name for name, right in right_factors(both, reply).items() if not right}
+    assert wrong == {"size", "motion"}, "both media show the size, and one is wrong"
+    del reply.parts[2]
+    assert not any(right_factors(both, reply).values()), "a medium is missing"
+    assert right_factors(make_task("image", "none", SCENE, 5), Reply(["Whatever."])) == {}
+
+
 def test_words_are_right_without_media_alone():
     task = make_task("image", "text", SCENE, 5)
     assert is_right(task, Reply(["A little tangerine disc in the upper left corner."]))
@@ -174,6 +197,17 @@ def test_pictures_and_sounds_of_a_pair_are_of_one_scene():
             assert all(seen[factor] == heard[factor] for factor in ("shape", "size"))
             found += 1
     assert found
+
+
+def test_words_stand_before_between_and_behind_the_media_of_a_pair():
+    data = SyntheticData(60, inputs=("video", "audio"), mix={"pair": 1.0}, pool=4, pairs=["audio+video"])
+    contents = [data[index]["messages"][0]["content"] for index in range(len(data))]
+    orders = {tuple(part["type"] for part in content) for content in contents if len(content) == 3}
+    assert orders == {("text", "audio", "video"), ("audio", "text", "video"), ("audio", "video", "text")}
+    for content in contents:
+        if len(content) == 3:
+            heard, seen = (read_medium(part["data"]) for part in content if part["type"] != "text")
+            assert heard.items() <= seen.items()
 
 
 def test_recipes_without_outputs_ask_for_pictures_alone():

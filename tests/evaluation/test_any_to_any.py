@@ -21,6 +21,7 @@ from mmbridge.evaluation.any_to_any import (
     measure,
     name_of,
 )
+from mmbridge.generation import Reply
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def test_directions_of_a_bridge_with_everything():
         inputs = outputs = dict.fromkeys(("image", "video", "audio"))
 
     names = {name_of(direction) for direction in directions(Everything())}
-    sources = ("text", "image", "audio", "video", "image+audio", "text+image", "text+audio", "text+video")
+    sources = ("text", "image", "audio", "video", "image+audio", "audio+video", "text+image")
+    sources += ("text+audio", "text+video")
     assert names >= {f"{source}:{made}" for source in sources for made in ("text", "image", "audio", "video", "none")}
     assert names >= {"text:image+audio", "image:audio+video", "audio:video:2", "text:audio:2"}
     for direction in directions(Everything()):
@@ -104,6 +106,7 @@ def test_the_table_is_written_as_it_is_returned(bridge, tmp_path):
         assert 0 <= cell["low"] <= cell["accuracy"] <= cell["high"] <= 1 and cell["n"] == 1
         assert cell["accuracy"] <= cell["emission"]
         assert (cell["written"] is None) == (cell["out"] == "text")
+        assert cell["accuracy"] <= min(cell["factors"].values()) and max(cell["factors"].values()) <= cell["emission"]
     text = format_table(table).splitlines()
     assert len(text) == 1 + len(table) and len({len(line) for line in text}) == 1
 
@@ -113,6 +116,26 @@ def test_cells_agree_with_their_parts(bridge, tmp_path):
     tasks = make_tasks("text", "image", "seen", 3, 2)
     assert cell["accuracy"] == np.mean(measure(bridge, tasks, seed=2))
     assert cell["bound"] == gold_accuracy(bridge, tasks, seed=2)
+
+
+def test_factors_are_counted_where_they_were_asked_for():
+    class Colourful:
+        """Says the right shape and the colour red, whatever comes in."""
+
+        inputs, outputs = {"image": None, "audio": None}, {}
+
+        def generate(self, dialogues, **_):
+            return [Reply([f"A red {next(shapes, 'ring')}."]) for _ in dialogues]
+
+    tasks = make_tasks("image", "text", "seen", 40, 0)
+    shapes = iter([task.scene.shape for task in tasks])
+    reader = CaptionReader(Colourful())
+    cell = any_to_any.measure_cell(Colourful(), tasks, "seen", 1, reader, 0, None).to_dict()
+    red = np.mean([task.scene.colour == "red" for task in tasks])
+    assert cell["factors"] == {"shape": 1.0, "colour": pytest.approx(red), "size": 0.0, "place": 0.0}
+    assert cell["accuracy"] == 0.0 and 0 < red < 1
+    tasks = make_tasks("audio", "none", "seen", 4, 0)
+    assert any_to_any.measure_cell(Colourful(), tasks, "seen", 1, reader, 0, None).factors == {}
 
 
 def test_an_interrupted_run_goes_on_where_it_was(bridge, tmp_path, monkeypatch):

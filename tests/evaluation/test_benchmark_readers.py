@@ -44,6 +44,28 @@ GQA = {"2062325": {"imageId": "n289", "question": "Is it red?", "answer": "yes"}
 MSRVTT_QA = [{"answer": "couch", "category_id": 14, "id": 158581, "question": "what is there?", "video_id": 7010}]
 SHORT = "What is it?"
 
+
+def spoken(kind, ending):
+    """Lines of test.jsonl: two captions of one file and one of another, and a dialogue about none."""
+    said = (
+        ("a", "A hand."),
+        ("b", "Rain."),
+        ("a", [{"type": "text", "text": "It waves."}, {"type": "text", "text": "It stops."}]),
+    )
+    asked = [{"type": "text", "text": "What is it?"}]
+    lines = [
+        [
+            {"role": "user", "content": [{"type": kind, "path": f"{name}.{ending}"}, *asked]},
+            {"role": "assistant", "content": words},
+        ]
+        for name, words in said
+    ]
+    return [
+        {"messages": line}
+        for line in [*lines, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]]
+    ]
+
+
 # Name, its files, its media, and the requests: id, text, medium, references, real.
 LAYOUTS = [
     ("coco-caption", {"annotations/captions_val2014.json": COCO},
@@ -75,6 +97,10 @@ LAYOUTS = [
      [("video7010", "", "TestVideo/video7010.mp4", ("a man cooks", "cooking"), None)]),
     ("msrvtt-qa", {"test_qa.json": MSRVTT_QA}, ["TestVideo/video7010.mp4"],
      [("158581", "what is there?", "TestVideo/video7010.mp4", ("couch",), None)]),
+    *((name, {"test.jsonl": spoken(kind, ending)}, [f"a.{ending}", f"b.{ending}"],
+       [(f"a.{ending}", "", f"a.{ending}", ("A hand.", "It waves. It stops."), None),
+        (f"b.{ending}", "", f"b.{ending}", ("Rain.",), None)])
+      for name, kind, ending in (("objaverse", "pointcloud", "npy"), ("ego4d-imu", "imu", "csv"), ("nsd", "fmri", "npy"))),
     ("coco-text-to-image", {"annotations/captions_val2014.json": COCO},
      ["val2014/COCO_val2014_000000000042.jpg", "val2014/b.jpg"],
      [("42", "Shoes.", None, ("Shoes.", "A red shoe."), "val2014/COCO_val2014_000000000042.jpg"),
@@ -95,6 +121,8 @@ def write(root, files, media=()):
                 writer = csv.DictWriter(file, list(content[0]))
                 writer.writeheader()
                 writer.writerows(content)
+        elif name.endswith(".jsonl"):
+            path.write_text("\n".join(map(json.dumps, content)))
         else:
             path.write_text(json.dumps(content))
     for name in media:

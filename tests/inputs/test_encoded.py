@@ -7,7 +7,7 @@ from mmbridge.encoders import ImageBind
 from mmbridge.errors import ConfigError, ShapeError
 from mmbridge.inputs import Encoded
 from mmbridge.media import Image
-from mmbridge.projections import Linear, Resampler
+from mmbridge.projections import Linear, MixtureOfExperts, Resampler, balance_loss
 
 CONFIG = {"embed_dim": 12, "vision": {"dim": 16, "depth": 1, "heads": 2, "image_size": 16, "patch": 8}}
 
@@ -47,6 +47,34 @@ def test_media_of_unequal_length_enter_in_their_order():
     assert slots.requires_grad
     wanted = torch.cat([encoded.projection(tensor[None])[0] for tensor in features])
     torch.testing.assert_close(slots, wanted)
+
+
+def test_the_balance_loss_is_of_all_media_of_a_batch_together():
+    sizes = {"num_tokens": 2, "dim_hidden": 16, "depth": 1, "num_heads": 2, "dim_feedforward": 16}
+    mixture = MixtureOfExperts(**sizes, router="features", balance=True)
+    encoded = way(mixture)
+    encoded.build("image", 32)
+    assert encoded.losses() == {}  # nothing entered yet
+    with torch.no_grad():
+        mixture.router[2].weight.mul_(20)
+    features = [torch.randn(length, 12) for length in (4, 2, 4, 3)]
+    alone = torch.cat([mixture.weights(one[None]) for one in features])
+    for entered in ([0, 1, 2, 3], [1], [0, 2]):
+        encoded.enter([features[index] for index in entered])
+        torch.testing.assert_close(encoded.losses(), {"balance": balance_loss(alone[entered])})
+        torch.testing.assert_close(mixture.load().share, alone[entered].mean((0, 1)))
+    together = balance_loss(alone)
+    assert all((balance_loss(one) - together).abs() > 1e-3 for one in alone)
+    encoded.losses()["balance"].backward()
+    assert mixture.router[2].weight.grad.abs().max() > 0
+
+
+def test_no_loss_is_computed_unless_it_is_asked_for():
+    for projection in (MixtureOfExperts(dim_hidden=16, depth=1, num_heads=2, dim_feedforward=16), Linear()):
+        encoded = way(projection)
+        encoded.build("image", 32)
+        encoded.enter([torch.randn(4, 12)])
+        assert encoded.losses() == {}
 
 
 def test_tags_stand_around_each_medium_and_train():

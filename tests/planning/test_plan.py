@@ -15,7 +15,7 @@ from mmbridge import planning
 from mmbridge.bridge import Bridge
 from mmbridge.cli.main import main
 from mmbridge.cli.plan import format_plan
-from mmbridge.config import Recipe
+from mmbridge.config import Part, Recipe
 from mmbridge.data.features import FeatureStore
 from mmbridge.data.loader import StepBatches, prepare_all
 from mmbridge.data.samples import JsonlData
@@ -87,6 +87,31 @@ def test_weights_gradients_and_optimiser_states_are_those_of_a_step(load, data, 
     assert plan.optimizer == size(value for state in optimizer.state.values() for value in state.values())
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_language_model_that_trains_is_counted(load, data, precision):
+    recipe = load("instruction_tuning", precision=precision)
+    recipe.bridge.backbone.arguments.update(lora=None, dtype=None, trainable=True)
+    recipe.train = ["backbone.weights"]
+    bridge = Bridge.from_config(recipe.bridge.to_dict())
+    freeze(bridge, recipe.train)
+    step = Stage(bridge, recipe.losses, recipe.optimizer, 1)
+    step.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    optimizer = step.configure_optimizers()["optimizer"]
+    batch = StepBatches(prepare_all(bridge, JsonlData(data), FeatureStore(), progress=False), 12, 0).batch(0)
+    step.weigh(bridge(batch)).backward()
+    optimizer.step()
+    plan, frozen = planning.plan(recipe), planning.plan(load(precision=precision))
+    sizes = {part.name: part for part in plan.parts}
+    assert "backbone" not in sizes and not any(part.shares for part in plan.parts)
+    assert (sizes["backbone.weights"].parameters, sizes["backbone.weights"].trained) == (count(bridge.backbone), True)
+    assert plan.gradients == 4 * count(bridge.backbone) == size(value.grad for value in bridge.backbone.parameters())
+    assert plan.optimizer == size(value for state in optimizer.state.values() for value in state.values())
+    assert plan.activations > frozen.activations
+    matrices = sum(value.numel() for name, value in bridge.backbone.named_parameters() if "embed_tokens" not in name)
+    body = 2 * matrices * plan.positions
+    assert plan.work.backward > 2 * body * 0.8  # of inputs, and of weights
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_cache_has_the_size_of_frozen_results(load, data, stage):
     recipe = load(stage)
@@ -132,6 +157,26 @@ def test_layer_formula_is_what_autograd_keeps(load, dtype, width):
     predicted = planning.layer_bytes(bridge.backbone.model.config, width)
     assert predicted == 8 * 32 + width * (4 * 32 + 3 * 64)
     assert measured == pytest.approx(predicted, rel=0.03)
+
+
+@pytest.mark.parametrize(("mixed", "width"), [(False, 4), (True, 2)])
+def test_layer_formula_is_what_autograd_keeps_of_one_that_trains(load, mixed, width):
+    recipe = load("encoder_alignment")
+    recipe.bridge.backbone.arguments["trainable"] = True
+    bridge = Bridge.from_config(recipe.bridge.to_dict())
+    embeddings = torch.randn(2, 64, bridge.backbone.dim, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        both = kept_bytes(bridge, embeddings)
+        layers = bridge.backbone.model.model.layers
+        bridge.backbone.model.model.layers = layers[:1]
+        one = kept_bytes(bridge, embeddings)
+    casts = (
+        2 * mixed * sum(value.numel() for value in layers[1].parameters() if value.ndim > 1)
+    )  # counted by themselves
+    measured = (both - one - casts) / embeddings[..., 0].numel()
+    config = bridge.backbone.model.config
+    assert measured == pytest.approx(planning.layer_bytes(config, width, trained=True), rel=0.03)
+    assert planning.layer_bytes(config, width, trained=True) > 1.4 * planning.layer_bytes(config, width)
 
 
 class Live(TorchDispatchMode):
@@ -220,6 +265,17 @@ def test_backbone_is_passed_backward_only_where_something_before_it_trains(load)
     assert alone.work.forward == both.work.forward
     assert alone.work.backward < both.work.backward
     assert alone.activations < both.activations
+
+
+def test_a_loss_of_a_way_in_makes_nothing(load):
+    plans = []
+    for balance in (0.0, 0.1):
+        recipe = load("encoder_alignment")
+        recipe.bridge.inputs["image"].arguments["projection"] = Part.from_plain(tiny.MIXTURE, "projection")
+        recipe.losses["image.balance"] = balance
+        plans.append(planning.plan(recipe))
+    assert plans[0].positions == plans[1].positions
+    assert plans[0].work == plans[1].work
 
 
 def test_hours_follow_the_work(load):

@@ -281,6 +281,7 @@ def test_projections_of_one_name_share_their_experts(features, built):
         ({"normalize": "sum"}, "normalize='sum'; choose one of softmax, sigmoid"),
         ({"top_k": 4}, "top_k=4, which is not in 1..3"),
         ({"num_experts": 0}, "positive integer for num_experts"),
+        ({"upcycle": -0.1}, "upcycle=-0.1, but it must be 0 or more"),
     ],
 )
 def test_options_that_cannot_be_are_one_sentence(options, sentence):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from mmbridge import hub
+from mmbridge import hub, planning
 from mmbridge.bridge import Bridge
 from mmbridge.config import Recipe, recipe_names
 from mmbridge.encoders import UniversalConfig
@@ -98,6 +98,8 @@ def test_onellm_has_the_schedule_of_the_paper():
     assert [recipe.run.batch_size * recipe.run.accumulate for recipe in recipes] == [5120, 1080, 1080, 512]
     assert [recipe.run.steps for recipe in recipes] == [200_000, 200_000, 100_000, 3918]
     assert [round(recipe.optimizer.warmup * recipe.run.steps) for recipe in recipes] == [2000, 2000, 2000, 196]
+    lowest = [recipe.optimizer.lr * recipe.optimizer.floor for recipe in recipes]
+    assert lowest == pytest.approx([5e-6, 5e-6, 5e-6, 0])
     for recipe in recipes:
         settings = recipe.optimizer
         assert (settings.betas, settings.weight_decay, settings.clip, settings.schedule) == (
@@ -106,6 +108,32 @@ def test_onellm_has_the_schedule_of_the_paper():
             2.0,
             "cosine",
         )
+
+
+def test_onellm_trains_the_whole_language_model_as_its_recipe_says():
+    overrides = ["bridge.backbone.lora=null", "bridge.backbone.trainable=true", "train=[backbone.weights]"]
+    recipe = Recipe.load("onellm/instruction_tuning", overrides)
+    recipe.validate()
+    text = (hub.package_folder("recipes") / "onellm" / "instruction_tuning.yaml").read_text()
+    assert all(override in text for override in overrides)
+    plan = planning.plan(recipe)
+    assert [part.name for part in plan.parts if part.trained] == ["backbone.weights"]
+    assert plan.gradients == 4 * 6_738_415_616
+    assert plan.fits("H200") and not plan.fits("H100")
+
+
+def test_onellm_stages_grow_as_the_paper_says():
+    """One expert for pictures, of which the next stage makes three, and new modalities start as pictures; on meta."""
+    single = Recipe.load("onellm/image", ["bridge.inputs.image.projection.num_experts=1"])
+    ways = ("image", "video", "audio", "pointcloud")
+    overrides = [f"bridge.inputs.{name}.projection.upcycle=0" for name in ways]
+    overrides += [f"bridge.inputs.{name}.like=image" for name in ways[1:]]
+    overrides += [f"losses.{name}.balance=0.01" for name in ways]
+    several = Recipe.load("onellm/video_audio_pointcloud", overrides)
+    for recipe, experts in ((single, 1), (several, 3)):
+        recipe.validate()
+        sizes = {part.name: part.parameters for part in planning.plan(recipe).parts}
+        assert sizes["inputs.shared.experts"] == experts * 102_776_832
 
 
 def test_onellm_aligns_with_nothing_but_the_caption_after_the_medium():

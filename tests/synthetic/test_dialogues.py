@@ -18,7 +18,7 @@ from mmbridge.synthetic import (
     question,
 )
 from mmbridge.synthetic.dialogues import LONGEST, MIX
-from mmbridge.synthetic.requests import INPUTS, MEDIA
+from mmbridge.synthetic.requests import INPUTS, MEDIA, PAIRS
 
 
 def dialogues(kind, count=120, **options):
@@ -103,6 +103,24 @@ def test_pairs_are_two_media_of_one_scene_or_a_medium_and_words():
     assert kinds == {"image", "video", "audio", "image+audio"}
 
 
+def test_pairs_that_are_named_come_with_the_words_anywhere():
+    found = {}
+    for (exchange,) in dialogues("pair", 400, outputs=MEDIA, pairs=PAIRS):
+        if len(exchange.shown) == 2:
+            places = found.setdefault("+".join(shown.modality for shown in exchange.shown), set())
+            places.add(exchange.words_at)
+            reply = parse(exchange.answer)
+            known = {name: value for one in exchange.shown for name, value in one.scene.factors(one.modality).items()}
+            assert reply.items() <= known.items() and (exchange.made or reply == known)
+    assert found == {pair: {None, 0, 1} for pair in PAIRS}
+    both = {
+        "+".join(one.modality for one in each.shown)
+        for (each,) in dialogues("several", 200, outputs=MEDIA, pairs=PAIRS)
+    }
+    assert both >= set(PAIRS)
+    assert all(len(each.shown) == 1 for (each,) in dialogues("pair", pairs=()))
+
+
 def test_two_media_are_made_in_the_order_asked():
     orders = set()
     for (exchange,) in dialogues("several", outputs=MEDIA):
@@ -141,7 +159,7 @@ def test_every_kind_works_with_pictures_alone(kind):
 def test_the_language_is_small():
     texts = []
     for kind in MIX:
-        for exchanges in dialogues(kind, 400, inputs=INPUTS, outputs=MEDIA, turns=0.3):
+        for exchanges in dialogues(kind, 400, inputs=INPUTS, outputs=MEDIA, turns=0.3, pairs=PAIRS):
             texts += [text for exchange in exchanges for text in (exchange.asked, exchange.answer)]
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -158,6 +176,11 @@ def test_the_language_is_small():
         ({"outputs": ("vidoe",)}, r"'vidoe'.*did you mean 'video'\?"),
         ({"inputs": ("dept",)}, r"data.inputs 'dept'.*did you mean 'depth'\?"),
         ({"mix": {"pair": 1.0}, "inputs": ()}, "'pair' but data.inputs is empty"),
+        ({"pairs": ("audio+vidoe",)}, r"data.pairs 'audio\+vidoe'.*did you mean 'audio\+video'\?"),
+        (
+            {"pairs": ("audio+video",), "inputs": ("image", "audio")},
+            r"data.pairs has 'audio\+video', but data.inputs is",
+        ),
         ({"mix": {"edit": 1.0}, "outputs": ()}, "'edit', which needs 1 of image"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_split_of_their_own_is_part_of_the_split(source):
         assert of_split(split, source) < of_split(split)
 
 
-@pytest.mark.parametrize("source", ["image", "video", "audio", "pointcloud", "fmri", "image+audio"])
+@pytest.mark.parametrize("source", ["image", "video", "audio", "pointcloud", "fmri", "image+audio", "audio+video"])
 def test_other_media_have_the_split_of_the_scene(source):
     assert all(scene.split_for(source) == scene.split for scene in SCENES)
 

@@ -84,6 +84,18 @@ def test_table_lists_every_part_with_counts(bridge):
     assert f"{sum(value.numel() for value in bridge.parameters() if value.requires_grad):,} (" in total
 
 
+def test_a_language_model_that_trains_stands_in_the_table_once(parts):
+    config = tiny.bridge_config(parts)
+    config["backbone"]["trainable"] = True
+    bridge = Bridge.from_config(config)
+    assert freeze(bridge, ["backbone.weights"]) == ["backbone.weights"]
+    rows = [line.split() for line in trainable_table(bridge).splitlines()[1:-1]]
+    count = f"{sum(value.numel() for value in bridge.backbone.parameters()):,}"
+    assert [row for row in rows if row[0].startswith("backbone")] == [["backbone.weights", count, "yes"]]
+    assert f"{sum(value.numel() for value in bridge.parameters()):,}" in trainable_table(bridge).splitlines()[-1]
+    assert bridge.backbone.training and not bridge.inputs["image"].projection.training
+
+
 def test_digests_show_any_change_of_a_frozen_weight(bridge):
     freeze(bridge, ["inputs.*"])
     before = frozen_digests(bridge)

@@ -22,6 +22,7 @@ from mmbridge.errors import CheckpointError, ConfigError, DataError
 from mmbridge.training.checkpoint import checkpoints_in, step_of
 from mmbridge.training.freezing import frozen_digests
 from mmbridge.training.run import build_bridge, train
+from mmbridge.verification import verify
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,39 @@ def test_training_changes_what_it_declares_and_nothing_else(make, cache, tmp_pat
         assert same != (name == "inputs.image.projection"), name
 
 
+def test_a_language_model_trains_as_a_whole_and_opens_with_the_same_replies(make, cache, tmp_path, parts, monkeypatch):
+    import mmbridge.training.run as run
+
+    seen = []
+    build = run.build_bridge
+
+    def watch(recipe):
+        bridge, lineage = build(recipe)
+        seen.append((bridge, {name: value.detach().clone() for name, value in bridge.named_parameters()}))
+        return bridge, lineage
+
+    monkeypatch.setattr(run, "build_bridge", watch)
+    config = tiny.bridge_config(parts)
+    config["backbone"]["trainable"] = True
+    changes = {"bridge": config, "train": ["backbone.weights"]}
+    folder = train(
+        make(steps=1, checkpoint_activations=True, changes=changes), tmp_path / "run", cache=cache, progress=False
+    )
+    bridge, before = seen[0]
+    changed = {
+        name for name, value in bridge.named_parameters() if name in before and not torch.equal(value, before[name])
+    }
+    assert changed == {name for name in before if name.startswith("backbone.")}
+    again = Bridge.from_pretrained(folder)
+    weights = again.parts()["backbone.weights"]
+    assert all(torch.equal(value, weights[name]) for name, value in bridge.parts()["backbone.weights"].items())
+    asked = [{"role": "user", "content": "What colour is it?"}]
+    replies = [opened.generate(asked, max_new_tokens=12).text for opened in (bridge, again)]
+    assert replies[0] == replies[1]
+    assert again.lineage[0]["trained"] == ["backbone.weights"]
+    assert all(finding.whole is not False for finding in verify(folder))
+
+
 def test_frozen_parts_are_bit_identical_after_training(make, cache, tmp_path, monkeypatch):
     import mmbridge.training.run as run
 
@@ -153,6 +187,22 @@ def test_denoising_loss_trains_where_it_has_a_weight(make, cache, tmp_path):
     total = float(first["train/loss/image.alignment"]) + 0.5 * float(first["train/loss/image.denoising"])
     assert float(first["train/loss/total"]) == pytest.approx(total, rel=1e-5)
     assert Bridge.from_pretrained(tmp_path / "run").outputs["image"].denoising
+
+
+def test_balance_loss_trains_where_it_has_a_weight(make, cache, tmp_path, parts):
+    config = tiny.bridge_config(parts)
+    config["inputs"]["image"]["projection"] = tiny.MIXTURE
+    recipe = make(
+        stage="encoder_alignment", steps=2, changes={"bridge": config, "losses": {"text": 1.0, "image.balance": 0.5}}
+    )
+    train(recipe, tmp_path / "run", cache=cache, progress=False)
+    first = rows(tmp_path / "run")[0]
+    balance = float(first["train/loss/image.balance"])
+    assert balance > 0
+    assert float(first["train/loss/total"]) == pytest.approx(float(first["train/loss/text"]) + 0.5 * balance, rel=1e-5)
+    assert Bridge.from_pretrained(tmp_path / "run").inputs["image"].projection.balance
+    unweighted, _ = build_bridge(make(stage="encoder_alignment", changes={"bridge": config}))
+    assert not unweighted.inputs["image"].projection.balance
 
 
 def test_accumulated_batches_give_the_gradient_of_one_large_batch(make, cache, tmp_path):
@@ -315,6 +365,16 @@ def test_other_frozen_weights_than_the_parents_are_pointed_out(make, cache, tmp_
     assert "other weights of the frozen part 'backbone'" in caplog.text
 
 
+def test_a_language_model_that_the_recipe_would_lose_is_pointed_out(make, tmp_path, parts, caplog):
+    Bridge.from_config(tiny.bridge_config(parts, lora=True)).save_pretrained(tmp_path / "parent")
+    changes = {"parent": str(tmp_path / "parent")}
+    with caplog.at_level(logging.WARNING, "mmbridge"):
+        build_bridge(make(changes=changes))
+        assert not caplog.text
+        build_bridge(make(stage="encoder_alignment", changes=changes))
+    assert "has the part 'backbone.lora', which this recipe's backbone lacks" in caplog.text
+
+
 def test_a_validation_prompt_without_room_for_a_reply_costs_its_sample_not_the_run(
     make, cache, tmp_path, caplog, parts
 ):
@@ -359,7 +419,7 @@ def test_overwrite_starts_anew_but_keeps_the_cache(make, tmp_path, capsys):
             "trains inputs.* only, but the recipe names 'outputs.image.projection'",
         ),
         ("decoder_alignment", {"train": ["inputs.*"]}, "trains outputs.* only"),
-        ("encoder_alignment", {"losses": {"image.alignment": 1.0}}, "has the losses text only"),
+        ("encoder_alignment", {"losses": {"image.alignment": 1.0}}, "has the losses text and *.balance only"),
         ("decoder_alignment", {"losses": {"text": 1.0}}, "needs the loss"),
         ("instruction_tuning", {"losses": {"image.alignment": 1.0}}, "needs the loss text"),
         ("instruction_tuning", {"train": ["inputs.audio.*"]}, "matches no part"),

@@ -1,4 +1,4 @@
-"""Any transformers causal language model as the backbone: frozen, read by embeddings, with optional LoRA.
+"""Any transformers causal language model as the backbone: read by embeddings, frozen, with LoRA, or trainable as a whole.
 
 Hidden states are those after the final norm (the ``hidden_states[-1]`` of transformers). Logits are computed only for
 the positions that somebody reads.
@@ -27,16 +27,19 @@ class CausalLM(nn.Module):
 
     Args:
         source: Where the model is.
-        lora: Adapters to add (a ``Lora`` or its fields), None for a wholly frozen model.
+        lora: Adapters to add (a ``Lora`` or its fields); None for none.
+        trainable: Whether all weights can train, instead of adapters; they are then saved with the bridge, as large as they are.
         template: Chat template: a name in ``mmbridge.messages.template_names()``, Jinja source, or None for the tokenizer's own.
         stop: Text that ends a reply and is not part of it, beside the end-of-sequence token: for models that were trained
             without one.
         revision: Revision of a hub repository.
-        dtype: Name of a torch dtype; None means float32 on a CPU and bfloat16 on an accelerator.
+        dtype: Name of a torch dtype; None means float32 on a CPU, and on an accelerator bfloat16, or float32 where all weights
+            can train, since small updates vanish in half precision.
 
     Raises:
         CheckpointError: The model can't be loaded.
-        ConfigError: LoRA targets or template do not exist, or the model changes its logits after the head.
+        ConfigError: LoRA targets or template do not exist, the model changes its logits after the head, or both ``lora`` and
+            ``trainable`` are given.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class CausalLM(nn.Module):
         source: str,
         *,
         lora: Lora | dict[str, Any] | None = None,
+        trainable: bool = False,
         template: str | None = None,
         stop: str | None = None,
         revision: str | None = None,
@@ -52,7 +56,12 @@ class CausalLM(nn.Module):
         super().__init__()
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        if trainable and lora is not None:
+            raise ConfigError(
+                f"backbone {source!r} got both lora and trainable: true; give lora to train adapters, or trainable to train all."
+            )
         self.source, self.revision, self._template = str(source), revision, template
+        self.trainable = trainable
         self.stop = stop or ""
         self.lora = (
             Lora(**{**lora, "targets": tuple(lora.get("targets", Lora.targets))}) if isinstance(lora, dict) else lora
@@ -63,12 +72,13 @@ class CausalLM(nn.Module):
             self.model = AutoModelForCausalLM.from_config(config)
         else:
             path = hub.resolve(source, revision)
-            chosen = getattr(torch, dtype) if dtype else torch.bfloat16 if torch.cuda.is_available() else torch.float32
+            half = torch.cuda.is_available() and not trainable
+            chosen = getattr(torch, dtype) if dtype else torch.bfloat16 if half else torch.float32
             try:
                 self.model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen)
             except (OSError, ValueError, RuntimeError) as error:
                 raise CheckpointError(f"backbone {source!r} can't be loaded: {error}") from error
-        self.model.requires_grad_(False)
+        self.model.requires_grad_(trainable)
         self.model.eval()
         self.adapters = add_lora(self.model, self.lora) if self.lora else {}
         self._check_logits()
@@ -87,8 +97,9 @@ class CausalLM(nn.Module):
 
     def train(self, mode: bool = True) -> "CausalLM":
         """Keep frozen layers in eval mode; only the dropout of adapters that train, and checkpointing, follow ``mode``."""
-        super().train(False)
-        if mode:
+        whole = self.trainable and self.embedding.requires_grad
+        super().train(mode and whole)
+        if mode and not whole:
             adapting = any(parameter.requires_grad for parameter in self.adapters.values())
             for name, module in self.model.named_modules():
                 if "lora_dropout" in name:
@@ -97,6 +108,11 @@ class CausalLM(nn.Module):
                     # transformers checkpoints a layer only where this flag is set; its parts stay in eval mode.
                     module.training = True
         return self
+
+    def parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Return the parameters that can train, by part and name: ``lora``, ``weights``, or nothing."""
+        weights = dict(self.model.named_parameters()) if self.trainable else {}
+        return {name: dict(part) for name, part in (("lora", self.adapters), ("weights", weights)) if part}
 
     @property
     def tokenizer(self) -> Any:
@@ -217,7 +233,7 @@ class CausalLM(nn.Module):
         self.model.disable_input_require_grads()
 
     def describe(self) -> dict[str, Any]:
-        """Return the manifest entry of the frozen weights."""
+        """Return the manifest entry of the weights at ``source``, which are frozen or what training started from."""
         path = hub.resolve(self.source, self.revision)
         return {
             "source": self.source, "revision": self.revision, "sha256": hub.weights_sha256(path), "licence": hub.licence_of(path),

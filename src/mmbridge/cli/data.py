@@ -2,7 +2,8 @@
 
 `check` reports every bad line of a JSONL file of dialogues and counts what the file holds. `convert` writes such a file
 from a FORMAT: pairs (a medium and its caption; the assistant describes the medium), pairs-out (the assistant makes it),
-llava (LLaVA's conversations), t2m (NExT-GPT's text to media), mosit (NExT-GPT's dialogues with media on both sides).
+llava (LLaVA's conversations), t2m (NExT-GPT's text to media), mosit (NExT-GPT's dialogues with media on both sides),
+onellm (OneLLM's conversations about one medium), onellm-pairs (its media and captions).
 """
 
 import argparse
@@ -13,6 +14,7 @@ EXAMPLES = """\
   mmbridge data check dialogues.jsonl --root media --media             read every medium too
   mmbridge data convert pairs cc3m/cc3m.json cc3m/train.jsonl          files are in cc3m/images
   mmbridge data convert llava llava_150k.json llava.jsonl --root coco/train2017
+  mmbridge data convert onellm imu.json data/imu.jsonl --modality imu
 """
 
 
@@ -23,9 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("file", type=Path, metavar="FILE", help="JSONL file of dialogues")
     check.add_argument("--media", action="store_true", help="read every medium too")
     convert = actions.add_parser("convert", help="write a data file from another format", description=__doc__)
-    convert.add_argument("format", metavar="FORMAT", help="pairs | pairs-out | llava | t2m | mosit")
+    convert.add_argument(
+        "format", metavar="FORMAT", help="pairs | pairs-out | llava | t2m | mosit | onellm | onellm-pairs"
+    )
     convert.add_argument("source", type=Path, metavar="SOURCE", help="JSON file, for pairs also CSV")
     convert.add_argument("target", type=Path, metavar="TARGET.jsonl", help="file to write")
+    convert.add_argument("--modality", metavar="NAME", help="what the media of onellm and onellm-pairs are (image)")
     for action, file in ((check, "FILE"), (convert, "TARGET")):
         action.add_argument("--root", type=Path, metavar="DIR", help=f"folder that media are below (that of {file})")
 
@@ -44,5 +49,5 @@ def run(arguments: argparse.Namespace) -> None:
         from mmbridge.data.importers import convert
 
         paths = (arguments.source, arguments.target, arguments.root)
-        written, skipped = convert(arguments.format, *paths, progress=True)
+        written, skipped = convert(arguments.format, *paths, modality=arguments.modality, progress=True)
         print(f"{arguments.target}: dialogues written {written}, records skipped {skipped}")

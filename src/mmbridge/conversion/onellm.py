@@ -56,7 +56,8 @@ COLOURS = (3, 4, 5)
 def mixture(state: Mapping[str, Tensor], modality: str, num_heads: int = 16) -> MixtureOfExperts:
     """Convert one modality's projection; tensors of other modalities, of the encoder and of the language model are left alone.
 
-    Its slots come without the start and end tags that OneLLM puts around them.
+    Its slots come without the start and end tags that OneLLM puts around them. Its experts have the name by which all modalities
+    share them, that of ``bridge_config`` and of the recipes ``onellm/*``.
 
     Args:
         state: Tensors by their published names.
@@ -276,7 +277,7 @@ def bridge_config(
                     "num_tokens": projection.tokens_out,
                     **dict(zip(_EXPERT_SIZES, projection.experts.sizes, strict=True)),
                     "normalize": "sigmoid",
-                    "experts": EXPERTS.rpartition(".")[2],
+                    "experts": _SHARED_AS,
                 },
                 "tags": True,
             }
@@ -334,6 +335,7 @@ def repeat_cache_offset(cache: Any) -> None:
 
 # Sizes ---------------------------------------------------------------------------------------------------------------
 
+_SHARED_AS = EXPERTS.rpartition(".")[2]
 _EXPERT_SIZES = ("num_experts", "depth", "dim_hidden", "num_heads", "dim_feedforward")
 
 
@@ -353,6 +355,7 @@ def _mixture(state: Mapping[str, Any], theirs: str, num_heads: int) -> MixtureOf
             num_heads=num_heads,
             dim_feedforward=_shape(state, "resample_layers.0.0.feed_forward.w1.weight", 2)[0],
             normalize="sigmoid",
+            experts=_SHARED_AS,
         )
     except ConfigError as error:
         raise CheckpointError(f"OneLLM checkpoint has shapes that fit no projection: {error}") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmbridge.conversion.keymap import Target
+from mmbridge.encoders.clip import open_clip_names
 from mmbridge.encoders.tokenizers import KINDS
 from mmbridge.encoders.universal import TOKENIZERS
 from mmbridge.errors import CheckpointError
@@ -43,18 +44,6 @@ _EXPERT_BLOCK = {
     "up": "feed_forward.w3",
     "down": "feed_forward.w2",
 }
-_ENCODER_BLOCK = {
-    "attention.in_proj_weight": "attn.in_proj_weight",
-    "attention.in_proj_bias": "attn.in_proj_bias",
-    **{
-        f"{ours}.{name}": f"{theirs}.{name}"
-        for ours, theirs in {
-            "norm_attention": "ln_1", "attention.out_proj": "attn.out_proj", "norm_mlp": "ln_2", "mlp.fc1": "mlp.c_fc",
-            "mlp.fc2": "mlp.c_proj",
-        }.items()
-        for name in ("weight", "bias")
-    },
-}  # fmt: skip
 NAMES = {
     "image": ("clip.visual.conv1", "clip.visual.positional_embedding", ("weight",)),
     "audio": ("conv1.audio", "positional_embedding.audio", ("weight", "bias")),
@@ -172,14 +161,8 @@ def expert_targets(count: int, depth: int) -> dict[str, Target]:
 
 
 def encoder_targets(kinds: Iterable[str], depth: int) -> dict[str, Target]:
-    names = {"transformer.class_embedding": "clip.visual.class_embedding"}
-    for ours, theirs in (("norm_in", "ln_pre"), ("norm_out", "ln_post")):
-        names |= {f"transformer.{ours}.{name}": f"clip.visual.{theirs}.{name}" for name in ("weight", "bias")}
-    for block in range(depth):
-        names |= {
-            f"transformer.blocks.{block}.{ours}": f"clip.visual.transformer.resblocks.{block}.{theirs}"
-            for ours, theirs in _ENCODER_BLOCK.items()
-        }
+    clip = {ours: f"clip.visual.{theirs}" for ours, theirs in open_clip_names(depth).items()}
+    names = {ours: theirs for ours, theirs in clip.items() if ours.startswith("transformer.")}
     for kind in kinds:
         projection, positions, tensors = NAMES[kind]
         names |= {f"tokenizers.{kind}.projection.{name}": f"{projection}.{name}" for name in tensors}

@@ -1,13 +1,17 @@
 """Other projects' data files to the message schema; written from their published field names and sample files.
 
-The formats are those of NExT-GPT (arXiv 2309.05519) and of LLaVA (arXiv 2304.08485). A record becomes one dialogue. A
-file is looked for by its name below the root, then in the folders that NExT-GPT's data lie in (``images/``, ``videos/``,
-``audios/``). What the user gives must be there; what the assistant gives goes by its caption alone where no file is.
+The formats are those of NExT-GPT (arXiv 2309.05519), LLaVA (arXiv 2304.08485) and OneLLM (arXiv 2312.03700). A record becomes
+one dialogue. A file is looked for by its name below the root, then in the folders that NExT-GPT's data lie in (``images/``,
+``videos/``, ``audios/``). What the user gives must be there; what the assistant gives goes by its caption alone where no file is.
 """
 
+import contextlib
 import csv
+import functools
+import io
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -201,13 +205,124 @@ def mosit(record: Record, root: Path) -> list[Message]:
     return messages
 
 
-FORMATS: dict[str, Callable[[Record, Path], list[Message]]] = {
+def onellm(record: Record, root: Path, *, modality: str, windows: Path) -> list[Message]:
+    """OneLLM's instruction tuning: conversations about one medium, which comes first.
+
+    Fields: ``conversations``, a list of ``from`` and ``value``, where ``<image>`` is left out whatever the medium; ``image``, the
+    file of any modality, or of the picture beside ``depth_image`` or ``normal_image``; for motion ``imu_path`` (a folder),
+    ``video_uid``, ``window_start`` and ``window_end``. A record about pictures may have no file.
+
+    Args:
+        record: One conversation.
+        root: Folder of the files.
+        modality: What ``image`` holds, which the files do not say.
+        windows: Folder for the windows that are cut out of motion.
+
+    Raises:
+        DataError: A field or a file is missing, or there is no motion in the window.
+    """
+    turns = _turns(record)
+    content: list[Part] = []
+    if modality == "imu":
+        content.append(_cut(record, root, windows))
+    elif modality in PAIRED:
+        content.append(_given(modality, _text(record.get(f"{modality}_image"), f"{modality}_image"), root))
+        content[0]["picture"] = _given("image", record.get("image"), root)["path"]
+    elif modality != "image" or record.get("image"):
+        content.append(_given(modality, _text(record.get("image"), "image"), root))
+    messages: list[Message] = []
+    for role, words, _ in turns:
+        if role != "user":
+            messages.append({"role": role, "content": words})
+            continue
+        words = re.sub(r"\s*<image>\s*", " ", words).strip()
+        content, asked = [], [*content, *([{"type": "text", "text": words}] if words else [])]
+        messages.append({"role": role, "content": asked})
+    return messages
+
+
+def onellm_pairs(record: Record, root: Path, *, modality: str, windows: Path) -> list[Message]:
+    """OneLLM's pretraining: a medium that the user gives, and its caption.
+
+    Fields: ``caption`` and ``url``, a local path, from a CSV file with tabs; depth and normal maps lie where ``/cc3m/`` in the
+    picture's path is ``/cc3m_depth/`` or ``/cc3m_normal/``. For motion, from a JSON list: ``text``, ``video_uid``,
+    ``window_start`` and ``window_end``.
+
+    Args:
+        record: One pair.
+        root: Folder of the files.
+        modality: What ``url`` holds, which the files do not say.
+        windows: Folder for the windows that are cut out of motion.
+
+    Raises:
+        DataError: A field or a file is missing, the url is no path, or there is no motion in the window.
+    """
+    if modality == "imu":
+        return pairs({"imu": _cut(record, root, windows)["path"], "caption": record.get("text")}, root)
+    url = _text(record.get("url"), "url")
+    if "://" in url:
+        raise DataError(
+            f"has the url {url!r:.60}; files are read from the disk alone: fetch them, and give their paths."
+        )
+    if modality not in PAIRED:
+        return pairs({modality: url, "caption": record.get("caption")}, root)
+    place = f"/{url}".replace("/cc3m/", f"/cc3m_{modality}/")[1:]
+    if place == url:
+        raise DataError(f"has the url {url!r:.60}; the picture of a {modality} map must lie in a folder cc3m.")
+    return pairs({modality: place, "picture": url, "caption": record.get("caption")}, root)
+
+
+def _cut(record: Record, root: Path, windows: Path) -> Part:
+    """Write a window of a trace as CSV, and return it: ``<video_uid>.npy`` (6, T) at ``<video_uid>_timestamps.npy`` ms."""
+    import numpy as np
+
+    from mmbridge.media import Imu
+
+    uid = _text(record.get("video_uid"), "video_uid")
+    start, end = (_number(record.get(name), name) for name in ("window_start", "window_end"))
+    if not re.fullmatch(r"[\w.-]+", uid) or not start < end:
+        raise DataError(
+            f"needs a name as 'video_uid' and a window that ends after it starts, not {uid!r:.60}, {start}, {end}."
+        )
+    below = Path(_text(record.get("imu_path") or ".", "imu_path"))
+    places = [_given("imu", str(below / f"{uid}{ending}.npy"), root)["path"] for ending in ("", "_timestamps")]
+    trace, times = _trace(root, *places)
+    if trace.ndim != 2 or len(trace) != 6 or times.shape != trace.shape[1:]:
+        raise DataError(
+            f"{places[0]!r} and its times have shapes {trace.shape} and {times.shape}, not (6, T) and (T,)."
+        )
+    inside = (times >= 1000 * start) & (times < 1000 * end)
+    if inside.sum() < 2:
+        raise DataError(f"{places[0]!r} holds fewer than 2 samples from {start:g} to {end:g} s.")
+    table = io.BytesIO()
+    rows = np.vstack([times[inside] / 1000 - start, trace[:, inside]]).T.astype(np.float64)
+    np.savetxt(table, rows, fmt="%.9g", delimiter=",", header="time,ax,ay,az,gx,gy,gz", comments="")
+    windows.mkdir(exist_ok=True)
+    file = windows / f"{uid}_{start:.3f}_{end:.3f}.csv"
+    Imu.load(table.getvalue()).save(file)
+    return {"type": "imu", "path": file.resolve().relative_to(root.resolve()).as_posix()}
+
+
+@functools.lru_cache(maxsize=2)
+def _trace(root: Path, trace: str, times: str) -> tuple[Any, Any]:
+    """Return a trace and its times; many windows are of one."""
+    from mmbridge.media.arrays import read_npy
+    from mmbridge.media.base import find_file
+
+    found = [read_npy(find_file(name, "imu", {"NumPy": "NPY"}, root)) for name in (trace, times)]
+    return found[0], found[1].squeeze()
+
+
+FORMATS: dict[str, Callable[..., list[Message]]] = {
     "pairs": pairs,
     "pairs-out": partial(pairs, out=True),
     "llava": llava,
     "t2m": t2m,
     "mosit": mosit,
+    "onellm": onellm,
+    "onellm-pairs": onellm_pairs,
 }
+_OF_ONE_MODALITY = ("onellm", "onellm-pairs")
 
 
 def convert(
@@ -216,6 +331,7 @@ def convert(
     target: str | Path,
     root: str | Path | None = None,
     *,
+    modality: str | None = None,
     report: Callable[[str], None] = tqdm.write,
     progress: bool = False,
 ) -> tuple[int, int]:
@@ -223,9 +339,11 @@ def convert(
 
     Args:
         format: A key of ``FORMATS``.
-        source: A JSON list of records; for pairs also a CSV file with a header.
+        source: A JSON list of records; for pairs also a CSV file with a header, with commas or tabs.
         target: The file to write; never one that exists.
         root: Folder that the files are below, which the written paths are relative to; None for the target's own.
+        modality: What the media of OneLLM's formats are, None for "image"; windows of motion are written into a folder beside the
+            target, ``<its name>_imu``.
         report: Called for every record that is skipped with "source, record n: why"; records count from 1.
         progress: Whether to show a progress bar, on a terminal.
 
@@ -233,12 +351,16 @@ def convert(
         How many records were written, and how many were skipped.
 
     Raises:
-        ConfigError: No such format.
+        ConfigError: No such format or modality, or one that the format has in its records.
         DataError: The source can't be read, no record of it can be used, or the target exists.
         CheckpointError: The target can't be written.
     """
     if format not in FORMATS:
         raise ConfigError(f"there is no format {format!r} to convert from{suggest(format, list(FORMATS))}")
+    if modality not in (None, *MEDIA):
+        raise ConfigError(f"there is no modality {modality!r}{suggest(str(modality), list(MEDIA))}")
+    if modality is not None and format not in _OF_ONE_MODALITY:
+        raise ConfigError(f"{format} says in its records what media are; leave out modality={modality!r}.")
     source, target = Path(source), Path(target)
     root = Path(root) if root is not None else target.parent
     if target.exists():
@@ -247,12 +369,16 @@ def convert(
         raise DataError(f"there is no folder {str(root)!r}; give the folder that the files are below.")
     written = skipped = 0
     bar = tqdm(_records(source), desc="converting", unit=" records", leave=False, disable=None if progress else True)
-    with atomic_file(target) as file:
+    read = FORMATS[format]
+    windows = target.with_name(f"{target.stem}_imu")
+    if format in _OF_ONE_MODALITY:
+        read = partial(read, modality=modality or "image", windows=windows)
+    with _new_folder(windows, root, modality == "imu"), atomic_file(target) as file:
         for number, record in enumerate(bar, start=1):
             try:
                 if not isinstance(record, dict):
                     raise DataError(f"must be an object, not {record!r:.60}.")
-                line = json.dumps({"messages": FORMATS[format](record, root)}, ensure_ascii=False)
+                line = json.dumps({"messages": read(record, root)}, ensure_ascii=False)
                 check_line(line.encode(), root)
             except MMBridgeError as error:
                 skipped += 1
@@ -268,12 +394,31 @@ def convert(
     return written, skipped
 
 
+@contextlib.contextmanager
+def _new_folder(folder: Path, root: Path, wanted: bool) -> Iterator[None]:
+    """Keep a place for a folder below the root, and remove it if not all of it is written."""
+    if not wanted:
+        yield
+        return
+    if folder.exists():
+        raise DataError(f"{folder} exists already and was not overwritten; name another target.")
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"windows of motion go to {folder}, which is not below {str(root)!r}; name a target that is.")
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def _records(source: Path) -> Iterator[Any]:
     kind = "CSV" if source.suffix.lower() == ".csv" else "JSON"
     try:
         if kind == "CSV":
             with source.open(encoding="utf-8-sig", newline="") as file:
-                yield from csv.DictReader(file)
+                tabs = "\t" in file.readline()
+                file.seek(0)
+                yield from csv.DictReader(file, delimiter="\t" if tabs else ",")
             return
         records = json.loads(source.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -12,10 +12,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from mmbridge.data.features import FeatureStore
+from mmbridge.data.mixing import MixedData, draws
 from mmbridge.data.samples import Data
 from mmbridge.errors import DataError, MMBridgeError
 from mmbridge.sequence import IGNORED, Batch, TokenSequence, collate
@@ -29,11 +31,15 @@ class PreparedData:
     """Dialogues as sequences whose media are encoded; made by ``prepare_all``.
 
     Up to 200,000 sequences stay in memory; beyond, they are tokenised again when they are read, with features from the store.
+
+    Attributes:
+        entering: Modalities that come in.
     """
 
     def __init__(self, bridge: Any, data: Data, store: FeatureStore):
         self.bridge, self.data, self.store = bridge, data, store
         self.lengths: list[int] = []
+        self.entering: set[str] = set()
         self._kept: list[TokenSequence] = []
 
     def __len__(self) -> int:
@@ -58,11 +64,30 @@ class PreparedData:
                 indices = range(start, min(start + _CHUNK, count))
                 sequences = self._prepare(indices)
                 self.lengths += [len(sequence.ids) for sequence in sequences]
+                self.entering |= {span.modality for sequence in sequences for span in sequence.entering}
                 if count <= _KEPT:
                     self._kept += sequences
                 bar.update(len(indices))
                 done = {key: value - before.get(key, 0) for key, value in self.store.computed.items()}
                 bar.set_postfix({key: value for key, value in done.items() if value}, refresh=False)
+
+    def check_trained(self, parts: Sequence[str]) -> None:
+        """Check that every modality comes in whose way in trains.
+
+        Args:
+            parts: Names of the parts that train.
+
+        Raises:
+            DataError: A modality comes in nowhere.
+        """
+        trained = dict.fromkeys(part.split(".")[1] for part in parts if part.startswith("inputs."))
+        missing = [name for name in trained if name not in {"shared", *self.entering}]
+        if missing:
+            raise DataError(
+                f"train has the way in of {' and '.join(missing)}, but no dialogue of the training data shows such a medium; "
+                f"add dialogues (with a weight above 0), or leave {', '.join(f'inputs.{name}.*' for name in missing)} out of "
+                "train."
+            )
 
     def _prepare(self, indices: Sequence[int]) -> list[TokenSequence]:
         dialogues = [self.data[index]["messages"] for index in indices]
@@ -127,15 +152,21 @@ def step_seed(seed: int, *numbers: int) -> int:
     return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=6).digest(), "little")
 
 
-@lru_cache(maxsize=4)
-def permutation(count: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=16)
+def permutation(count: int, seed: int, epoch: int) -> Tensor:
     """Return the order of an epoch."""
     generator = torch.Generator().manual_seed(step_seed(seed, 1, epoch))
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
-    return order
+    return torch.randperm(count, generator=generator).to(torch.int32)
 
 
-def window_batches(lengths: Sequence[int], size: int, seed: int, window: int) -> list[list[int]]:
+def window_batches(
+    lengths: Sequence[int],
+    size: int,
+    seed: int,
+    window: int,
+    sizes: Sequence[int] | None = None,
+    shares: Sequence[float] = (1.0,),
+) -> list[list[int]]:
     """Return the samples of the 8 batches of a window.
 
     Shuffled epochs follow one another and are cut into windows; inside a window, samples whose lengths differ by less
@@ -143,13 +174,31 @@ def window_batches(lengths: Sequence[int], size: int, seed: int, window: int) ->
     batches are shuffled. Finer classes would make batches of a single answer or of a single medium, which learn badly: a
     projection whose medium comes in every third batch has a third of the steps (1,000 of 32 left video at an error of 0.65
     in classes of a factor of 1.4, 600 at 0.30 in these).
+
+    Of several sets, each goes through epochs of its own and is dealt to all batches of the window: the shorter of its samples
+    to the same batches as the shorter of another's, so that every batch has every set by its share.
+
+    Args:
+        lengths: Of all samples, set after set.
+        size: Samples of a batch.
+        seed: Seed of the order.
+        window: Number of the window.
+        sizes: Samples of each set; None for one set.
+        shares: How often each set is drawn.
     """
-    count, total = len(lengths), _WINDOW * size
-    places = range(window * total, (window + 1) * total)
-    members = [permutation(count, seed, place // count)[place % count] for place in places]
+    sizes, total = sizes or [len(lengths)], _WINDOW * size
     generator = torch.Generator().manual_seed(step_seed(seed, 4, window))
     shift = float(torch.rand((), generator=generator))  # so that no two lengths are always kept apart
-    members.sort(key=lambda index: int(math.log2(lengths[index]) + shift))  # stable: still shuffled inside
+    ranked: list[tuple[float, int]] = []
+    spans = zip(sizes, draws(window * total, shares), draws((window + 1) * total, shares), strict=True)
+    start = 0
+    for number, (count, first, last) in enumerate(spans):
+        own = step_seed(seed, 5, number) if number else seed
+        members = [start + int(permutation(count, own, turn // count)[turn % count]) for turn in range(first, last)]
+        members.sort(key=lambda index: int(math.log2(lengths[index]) + shift))  # stable: still shuffled inside
+        ranked += [((rank + 0.5) / len(members), index) for rank, index in enumerate(members)]
+        start += count
+    members = [index for _, index in sorted(ranked, key=lambda pair: pair[0])]
     order: list[int] = torch.randperm(_WINDOW, generator=generator).tolist()
     return [members[place * size : (place + 1) * size] for place in order]
 
@@ -173,7 +222,9 @@ class StepBatches(IterableDataset[Batch]):
         """Return the batch of a step."""
         window, place = divmod(step, _WINDOW)
         if self._window[0] != window:
-            self._window = window, window_batches(self.prepared.lengths, self.batch_size, self.seed, window)
+            data = self.prepared.data
+            mix = (data.sizes, data.shares) if isinstance(data, MixedData) else ()
+            self._window = window, window_batches(self.prepared.lengths, self.batch_size, self.seed, window, *mix)
         return collate(self.prepared.read(self._window[1][place]), seed=step_seed(self.seed, 2, step))
 
     def __iter__(self) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmbridge.data.mixing import mixing_shares
 from mmbridge.data.tasks import EVALUATION, answer_tasks, is_right, make_task, opening
 from mmbridge.messages import Message
 from mmbridge.synthetic import Scene
@@ -19,7 +20,8 @@ POOL = 2000
 
 def render_exchange(exchange: Exchange, seed: int, rng: np.random.Generator) -> list[Message]:
     """Return a turn of the user, its media rendered, and the reply, whose media are given by their captions."""
-    asked = [*(opening(shown, seed + shown.entry, rng) for shown in exchange.shown), _text(exchange.asked)]
+    asked = [opening(shown, seed + shown.entry, rng) for shown in exchange.shown]
+    asked.insert(len(asked) if exchange.words_at is None else exchange.words_at, _text(exchange.asked))
     reply = [_text(exchange.answer), *({"type": medium, "caption": words} for medium, words in exchange.made)]
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
 
@@ -39,11 +41,15 @@ class SyntheticData:
             weight 0.
         turns: Chance that a dialogue about a medium goes on by a further turn.
         pool: Media per modality among which dialogues draw; their features are computed once.
+        pairs: Which two media come in together (see ``mmbridge.synthetic.requests.PAIRS``), the user's words before, between
+            or behind them; None for a picture and a sound where both come in, with the words behind them.
+        weights: How often each of ``inputs`` comes in, 1 where it is not named; 0 leaves it out.
+        replay: Inputs of earlier stages and their part of what comes in, as ``{"share": 0.4, "of": ["image"]}``.
         split: "seen" for training, "unseen" for validation.
         seed: Seed of everything.
 
     Raises:
-        ConfigError: An unknown kind or medium, or a kind that lacks the media it needs.
+        ConfigError: An unknown kind, medium or pair, or a kind or pair that lacks the media it needs.
     """
 
     def __init__(
@@ -54,11 +60,16 @@ class SyntheticData:
         mix: Mapping[str, float] | None = None,
         turns: float = 0.0,
         pool: int = POOL,
+        pairs: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        replay: Mapping[str, Any] | None = None,
         split: str = "seen",
         seed: int = 0,
     ):
         self.samples, self.pool, self.split, self.seed = samples, pool, split, seed
-        self.dialogues = Dialogues(self._draw, mix, inputs, outputs, turns, split)
+        mixed = weights is not None or replay is not None
+        shares = mixing_shares(dict.fromkeys(inputs, 1), weights, replay=replay) if mixed else None
+        self.dialogues = Dialogues(self._draw, mix, inputs, outputs, turns, split, pairs, shares)
 
     def __len__(self) -> int:
         return self.samples
@@ -86,9 +97,8 @@ class SyntheticData:
             directions += [(source, medium, 1) for medium in made if "convert" in kinds]
         directions += [("text", medium, 1) for medium in made if "draw" in kinds]
         directions += [("text", medium, 2) for medium in made if "edit" in kinds]
-        directions += [
-            ("image+audio", medium, 1) for medium in made if "pair" in kinds and {"image", "audio"} <= set(inputs)
-        ]
+        if "pair" in kinds:
+            directions += [(pair, wanted, 1) for pair in self.dialogues.pairs for wanted in ("text", *made)]
         directions += [("text", "+".join(made[:2]), 1)] if "several" in kinds and len(made) > 1 else []
         accuracy = {}
         for source, wanted, turn in sorted(directions):

@@ -47,10 +47,10 @@ from mmbridge.synthetic.dialogues import Shown, ordered
 from mmbridge.synthetic.requests import (
     INPUTS,
     MEDIA,
+    PAIRS,
     again_request,
     change_request,
     change_scene,
-    describe_both_request,
     then_request,
 )
 from mmbridge.synthetic.scene import lookup
@@ -64,7 +64,7 @@ MAX_NEW_TOKENS = 64
 
 def known_sources() -> tuple[str, ...]:
     """Return what a scene can be given by; "text+image" is a picture, with words that change it."""
-    return ("text", *INPUTS, "image+audio", *(f"text+{medium}" for medium in INPUTS))
+    return ("text", *INPUTS, *PAIRS, *(f"text+{medium}" for medium in INPUTS))
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
     elif wanted == "none" and rng.random() < 0.5:
         asked = question(scene, str(rng.choice(factors)), rng)[0]
     else:
-        asked = describe_both_request(rng) if source == "image+audio" else describe_request(source, rng)
+        asked = describe_request(source, rng)
     return Task((_user(_openings(source, shown, seed, rng), asked),), tuple(source.split("+")), wanted, scene, factors)
 
 
@@ -352,10 +352,19 @@ def is_emitted(task: Task, reply: Any) -> bool:
     return tuple(medium.modality for medium in reply.media) == task.media
 
 
+def right_factors(task: Task, reply: Any) -> dict[str, bool]:
+    """Return for each factor that a reply must show whether it does: in words, or in every medium that can.
+
+    Nothing is right in a reply with other media than those that were asked for.
+    """
+    if not is_emitted(task, reply):
+        return dict.fromkeys(task.measured, False)
+    found = [judge("text", reply.text)] if task.wanted == "text" else [read_medium(medium) for medium in reply.media]
+    return {
+        name: all(read[name] == getattr(task.scene, name) for read in found if name in read) for name in task.measured
+    }
+
+
 def is_right(task: Task, reply: Any) -> bool:
     """Return whether a reply holds exactly the media that were asked for, and all of them show every given factor."""
-    if not is_emitted(task, reply):
-        return False
-    if task.wanted == "text":
-        return task.matches(judge("text", reply.text))
-    return all(task.matches(read_medium(medium)) for medium in reply.media)
+    return is_emitted(task, reply) and all(right_factors(task, reply).values())

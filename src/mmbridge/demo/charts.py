@@ -1,13 +1,15 @@
-"""Curves as inline SVG, drawn from the CSV file that training logs; the page's style sheet colours them."""
+"""Curves as SVG: of the CSV file that training logs, coloured by the page's style sheet, or over stages in a file of its own."""
 
 import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup, escape
 
 from mmbridge.errors import DataError
+from mmbridge.media.base import write_atomically
 
 Points = Sequence[tuple[float, float]]
 
@@ -41,7 +43,13 @@ def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def line_chart(
-    series: Mapping[str, Points], label: str, steps: float, *, logarithmic: bool = False, top: float | None = None
+    series: Mapping[str, Points],
+    label: str,
+    steps: float,
+    *,
+    logarithmic: bool = False,
+    top: float | None = None,
+    stages: Sequence[str] | None = None,
 ) -> Markup:
     """Draw curves over steps.
 
@@ -51,7 +59,11 @@ def line_chart(
         steps: Where the horizontal axis, which starts at 0, ends.
         logarithmic: Whether the vertical axis is logarithmic; values must then be above 0.
         top: Where a linear vertical axis from 0 ends; None fits it to the values.
+        stages: Names of the steps from 0 on; the chart has room for them, and curves end with their names.
     """
+    width = 130 * len(stages) + 200 if stages else _WIDTH
+    height = max(_HEIGHT, 14 * len(series) + 60) if stages else _HEIGHT
+    left, right = (80, 170) if stages else (_LEFT, _RIGHT)
     values = [value for curve in series.values() for _, value in curve]
     if logarithmic:
         low, high = min(values) / 1.1, max(values) * 1.1
@@ -61,11 +73,11 @@ def line_chart(
         marks = ticks(low, high)
 
     def across(step: float) -> float:
-        return _LEFT + step / steps * (_WIDTH - _LEFT - _RIGHT)
+        return left + step / steps * (width - left - right)
 
     def down(value: float) -> float:
         share = math.log(value / low) / math.log(high / low) if logarithmic else (value - low) / (high - low)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+        return height - _BOTTOM - share * (height - _TOP - _BOTTOM)
 
     def path(curve: Points, name: str) -> str:
         line = " ".join(f"{across(step):.1f},{down(value):.1f}" for step, value in curve)
@@ -74,11 +86,11 @@ def line_chart(
     parts = []
     for value in marks:
         y = down(value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:g}</text>')
-    for step in ticks(0, steps):
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:g}</text>')
+    for step, name in enumerate(stages) if stages else ((step, f"{step:g}") for step in ticks(0, steps)):
         x = across(step)
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 7}" text-anchor="middle">{step:g}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 7}" text-anchor="middle">{escape(name)}</text>')
     ends = []
     for index, curve in enumerate(series.values()):
         if not curve:
@@ -95,10 +107,11 @@ def line_chart(
             ]
         ends.append((down(ordered[-1][1]), index, ordered[-1][1]))
     digits = ".3g" if logarithmic else ".3f"
-    x = _WIDTH - _RIGHT + 6
-    for y, index, value in spread(ends):
-        parts.append(f'<text class="end curve-{index}" x="{x}" y="{y + 3.5:.1f}">{value:{digits}}</text>')
-    opening = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
+    x = width - right + 6
+    names = [f"{escape(name)} " if stages else "" for name in series]
+    for y, index, value in spread(ends, height - _BOTTOM):
+        parts.append(f'<text class="end curve-{index}" x="{x}" y="{y + 3.5:.1f}">{names[index]}{value:{digits}}</text>')
+    opening = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
     return Markup(f"{opening}{''.join(parts)}</svg>")
 
 
@@ -134,11 +147,62 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks(low, high)
 
 
-def spread(ends: Sequence[tuple[float, int, float]], gap: float = 12) -> list[tuple[float, int, float]]:
-    """Move labels (height, ...) apart so that none covers another."""
+def spread(
+    ends: Sequence[tuple[float, int, float]], bottom: float = _HEIGHT - _BOTTOM, gap: float = 12
+) -> list[tuple[float, int, float]]:
+    """Move labels (height, ...) apart so that none covers another, above ``bottom``."""
     placed: list[tuple[float, int, float]] = []
     for y, index, value in sorted(ends):
         y = max(y, placed[-1][0] + gap) if placed else y
         placed.append((y, index, value))
-    over = placed[-1][0] - (_HEIGHT - _BOTTOM) if placed else 0
+    over = placed[-1][0] - bottom if placed else 0
     return [(y - max(0.0, over), index, value) for y, index, value in placed]
+
+
+def save_chart(chart: Markup, curves: int, path: Path) -> None:
+    """Write a chart as an SVG file that needs no style sheet, whole or not at all.
+
+    Args:
+        chart: From ``line_chart``.
+        curves: How many it has.
+        path: The file.
+
+    Raises:
+        MediaError: The file can't be written.
+    """
+    rules = [
+        "text{font-family:sans-serif}",
+        ".grid{stroke:#ddd}",
+        ".tick{fill:#666;font-size:10px}",
+        ".end{font-size:10px}",
+    ]
+    for index in range(curves):
+        colour = f"hsl({round(360 * index / curves)},65%,40%)"
+        rules.append(f"polyline.curve-{index}{{stroke:{colour};stroke-width:1.8;fill:none}}")
+        rules.append(f"circle.curve-{index},text.curve-{index}{{fill:{colour}}}")
+    opening, rest = str(chart).split(">", 1)
+    opening = opening.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff" ', 1)
+    write_atomically(path, f"{opening}><style>{''.join(rules)}</style>{rest}\n".encode())
+
+
+def forgetting_chart(result: Mapping[str, Any], path: Path) -> None:
+    """Draw how accuracies went over stages: of what comes in and is told in words, or of all if nothing is; unseen scenes.
+
+    Args:
+        result: As ``mmbridge.evaluation.forgetting.measure_forgetting`` returns it.
+        path: The SVG file to write.
+
+    Raises:
+        MediaError: The file can't be written.
+    """
+    rows = [row for row in result["directions"] if row["split"] == "unseen"]
+    told = [row for row in rows if row["out"] == "text" and "text" not in row["in"]]
+    series = {
+        f"{'+'.join(row['in'])} to {row['out']}" + (", turn 2" if row.get("turn") == 2 else ""): [
+            (step, value) for step, value in enumerate(row["accuracy"]) if value is not None
+        ]
+        for row in told or rows
+    }
+    stages = result["stages"]
+    chart = line_chart(series, "Accuracy after every stage", len(stages) - 1, top=1.0, stages=stages)
+    save_chart(chart, len(series), path)

@@ -97,12 +97,17 @@ class AudioSizes:
 
 @dataclass(frozen=True)
 class PointSizes:
-    """Clouds of ``points`` points as ``groups`` groups of ``neighbours``; a point has a position and a colour."""
+    """Clouds of ``points`` points as ``groups`` groups of ``neighbours``; a point has a position and a colour.
+
+    As published a point is mapped by one matrix. With a hidden layer of width ``hidden`` it is as in Point-BERT (arXiv
+    2111.14819, section 3.1): a point's place is taken from its group's centre, and another such map of the centre is the position.
+    """
 
     groups: int = 1024
     neighbours: int = 32
     channels: int = 6
     points: int = 8192
+    hidden: int = 0
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -207,11 +212,7 @@ class Tokenizer(nn.Module):
         return torch.cat([class_embedding.expand(len(x), 1, -1), tokens], dim=1) + self._positions_of(grid)
 
     def _positions_of(self, grid: tuple[int, ...]) -> Tensor:
-        if grid == self.grid:
-            return self.positions
-        table = self.positions[1:].float().T.unflatten(1, self.grid).unsqueeze(0)  # (1, dim, *grid)
-        resized = F.interpolate(table, grid, mode="bicubic" if len(grid) == 2 else "linear")
-        return torch.cat([self.positions[:1], resized[0].flatten(1).T.to(self.positions.dtype)])
+        return self.positions if grid == self.grid else interpolate_positions(self.positions, self.grid, grid)
 
 
 @register_tokenizer("image", ImageSizes)
@@ -254,28 +255,40 @@ class PointTokenizer(Tokenizer):
         if not coordinates or not set(coordinates) <= set(range(sizes.channels)):
             raise ConfigError(f"coordinates={coordinates} are not channels of points, 0 to {sizes.channels - 1}.")
         self.neighbours, self.coordinates = sizes.neighbours, list(coordinates)
-        self.projection = nn.Conv2d(sizes.channels, dim, 1)
+        self.projection = nn.Conv2d(sizes.hidden or sizes.channels, dim, 1)
+        self.channels, self.has_hidden = sizes.channels, sizes.hidden > 0
+        if self.has_hidden:
+            self.hidden = nn.Sequential(nn.Conv2d(sizes.channels, sizes.hidden, 1), nn.GELU())
+            self.place = nn.Sequential(
+                nn.Linear(len(coordinates), sizes.hidden), nn.GELU(), nn.Linear(sizes.hidden, dim)
+            )
 
     def gather(self, x: Tensor) -> Tensor:
-        """Put points (B, N, channels) into groups (B, groups, neighbours, channels)."""
-        channels = self.projection.in_channels
-        if x.shape[-1] != channels or 0 in x.shape:
-            raise ShapeError(f"clouds are (B, at least 1 point, {channels}), not {tuple(x.shape)}.")
+        """Put points (B, N, channels) into groups (B, groups, neighbours, channels), each from its centre on."""
+        if x.ndim not in (3, 4) or x.shape[-1] != self.channels or 0 in x.shape:
+            raise ShapeError(f"clouds are (B, at least 1 point, {self.channels}), not {tuple(x.shape)}.")
         if x.ndim == 4:
             return x
         places = x[..., self.coordinates].float()
         rows = torch.arange(len(x), device=x.device).unsqueeze(1)
         centres = farthest_points(places, min(self.grid[0], x.shape[1]))  # (B, G)
-        groups = nearest_points(places, places[rows, centres], min(self.neighbours, x.shape[1]))  # (B, G, K)
-        return x[rows.unsqueeze(2), groups]
+        members = nearest_points(places, places[rows, centres], min(self.neighbours, x.shape[1]))  # (B, G, K)
+        return x[rows.unsqueeze(2), members]
 
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return one token per group, of points or of what ``gather`` made of them."""
-        groups = self.gather(x).permute(0, 3, 1, 2)  # (B, channels, G, K)
-        members = (
-            self.projection(member) for member in groups.split(1, dim=3)
-        )  # (B, dim, G, 1) each: all would fill memory
-        return functools.reduce(torch.maximum, members).squeeze(3).transpose(1, 2), (groups.shape[2],)
+        groups = self.gather(x)  # (B, G, K, channels)
+        places = groups[:, :, :1, self.coordinates]  # of the centres, which are their own nearest points
+        if self.has_hidden:
+            groups = groups.clone()
+            groups[..., self.coordinates] -= places
+        # one by one, since all members of all groups would fill the memory: (B, dim, G, 1) each
+        members = (self._map(each) for each in groups.permute(0, 3, 1, 2).split(1, dim=3))
+        tokens = functools.reduce(torch.maximum, members).squeeze(3).transpose(1, 2)
+        return tokens + self.place(places.squeeze(2)) if self.has_hidden else tokens, (groups.shape[1],)
+
+    def _map(self, points: Tensor) -> Tensor:
+        return self.projection(self.hidden(points) if self.has_hidden else points)
 
 
 @register_tokenizer("imu", ImuSizes)
@@ -325,6 +338,19 @@ def waves(numbers: Tensor, dim: int, base: float = 10_000) -> Tensor:
     rates = base ** -(torch.arange(half, device=numbers.device) / half)
     angles = numbers.unsqueeze(1) * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
+
+
+def interpolate_positions(positions: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """Carry learned positions over to another grid: bicubically over two axes, linearly over one.
+
+    Args:
+        positions: That of the class token, then those of the grid, (1 + T, dim).
+        old: Grid of ``positions``.
+        new: Grid that is wanted, of as many axes.
+    """
+    table = positions[1:].float().T.unflatten(1, old).unsqueeze(0)  # (1, dim, *old)
+    resized = F.interpolate(table, new, mode="bicubic" if len(new) == 2 else "linear")
+    return torch.cat([positions[:1], resized[0].flatten(1).T.to(positions.dtype)])
 
 
 def farthest_points(x: Tensor, count: int) -> Tensor:

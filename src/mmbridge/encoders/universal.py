@@ -4,6 +4,7 @@ Source: Han et al., "OneLLM: One Framework to Align All Modalities with Language
 transformer is that of Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv 2103.00020.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,6 +27,7 @@ from mmbridge.encoders.tokenizers import (
     ImuSizes,
     PointSizes,
     Tokenizer,
+    interpolate_positions,
     waves,
 )
 from mmbridge.errors import CheckpointError, ConfigError, ShapeError
@@ -200,6 +202,19 @@ TINY = {
 }
 
 
+def _sizes_of(folder: Path, config: UniversalConfig | dict[str, Any] | None) -> UniversalConfig:
+    """Return the sizes of the weights in a folder, with those that are given in their stead."""
+    from mmbridge.encoders import clip  # it imports this file
+
+    if isinstance(config, UniversalConfig):
+        return config
+    if clip.find_kind(folder):
+        return clip.sizes_of(folder, config)
+    beside = folder / "config.json"
+    own = hub.read_json(beside) if config is None or beside.is_file() else {}
+    return UniversalConfig.from_dict({**own, **(config or {})})
+
+
 @register("universal", tiny=TINY)
 class UniversalEncoder(Encoder):
     """A frozen CLIP transformer over the tokens of one modality; the class token is the first of those it gives.
@@ -212,8 +227,10 @@ class UniversalEncoder(Encoder):
 
     Args:
         modality: "image", "video", "audio", "depth", "normal", "pointcloud", "imu", "fmri", or that of a registered tokenizer.
-        weights: Folder or hub id with ``config.json`` and ``model.safetensors``; None for random weights of ``config``.
-        config: Sizes; those that a mapping does not name, with None all, are taken beside the weights.
+        weights: Folder or hub id with ``config.json`` and ``model.safetensors``, or of a plain CLIP of transformers or open_clip,
+            which reads pictures, videos and maps; None for random weights of ``config``.
+        config: Sizes; those that a mapping does not name, with None all, are taken beside the weights. Positions are interpolated
+            to another size of inputs. For a plain CLIP see ``clip.sizes_of``.
         coordinates: Channels of a point between which distances are measured when points are grouped. The published
             code measures them between colours: (3, 4, 5) repeats that.
         frames: What becomes of a video's frames: "mean", as published, which forgets their order, or "tokens", all of them
@@ -257,9 +274,10 @@ class UniversalEncoder(Encoder):
         folder = None if weights is None else (hub.resolve_config if is_planning() else hub.resolve)(weights)
         if folder is not None:
             self.source = str(weights)
-            if not isinstance(config, UniversalConfig):
-                config = {**hub.read_json(folder / "config.json"), **(config or {})}
-        sizes = config if isinstance(config, UniversalConfig) else UniversalConfig.from_dict(config or {})
+            sizes = _sizes_of(folder, config)
+        else:
+            sizes = UniversalConfig.from_dict(config) if isinstance(config, dict) else config
+        assert sizes is not None
         self.modality, self.kind, self.sizes = modality, TOKENIZERS.get(modality, modality), sizes
         if self.kind not in sizes.tokenizers:
             raise ConfigError(
@@ -291,16 +309,17 @@ class UniversalEncoder(Encoder):
             self.tokenizer, transformer = self._tokenizer(*given), Transformer(self.sizes)
         key: tuple[object, ...] = (folder.resolve(), replace(self.sizes, others={}))
         if not is_planning():
-            self.file, self.licence = folder / "model.safetensors", hub.licence_of(folder)
-            if not self._load(self.tokenizer, f"tokenizers.{self.kind}.", optional=self.trains is not None):
+            state = self._read(folder)
+            if not self._load(self.tokenizer, state, f"tokenizers.{self.kind}.", optional=self.trains is not None):
                 self.tokenizer = self._tokenizer(*given)
                 self.tokenizer.start()
+            assert self.file is not None
             status = self.file.stat()
             key = (*key, status.st_mtime_ns, status.st_size)
         present = _shared.get(key)
         if present is None or self.trains == "encoder":  # what trains must not change what others hold
             if not is_planning():
-                self._load(transformer, "transformer.")
+                self._load(transformer, state, "transformer.")
             present = transformer
             if self.trains != "encoder":
                 _shared[key] = present
@@ -309,20 +328,41 @@ class UniversalEncoder(Encoder):
     def _tokenizer(self, *given: Any) -> Tokenizer:
         return KINDS[self.kind][1](self.own, self.sizes.dim, *given)
 
-    def _load(self, module: nn.Module, prefix: str, optional: bool = False) -> bool:
-        """Read a module's weights; returns False where the file has none of them and they are optional."""
-        try:
-            with safe_open(self.file, framework="pt") as stream:
-                state = {
-                    name.removeprefix(prefix): stream.get_tensor(name)
-                    for name in stream.keys()  # noqa: SIM118
-                    if name.startswith(prefix)
-                }
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.file} can't be read as safetensors ({error}); replace it.") from error
-        if optional and not state:
+    def _read(self, folder: Path) -> dict[str, Tensor]:
+        """Return all tensors in a folder by our names, with positions for the tokenizer's own grid."""
+        from mmbridge.encoders import clip  # it imports this file
+
+        self.file, self.licence = folder / "model.safetensors", hub.licence_of(folder)
+        if clip.find_kind(folder):
+            self.file = clip.weights_file(folder)
+            trained, state = clip.read_clip(folder, self.sizes)
+        else:
+            beside = folder / "config.json"
+            trained = UniversalConfig.from_dict(hub.read_json(beside)) if beside.is_file() else self.sizes
+            wanted = ("transformer.", f"tokenizers.{self.kind}.")
+            try:
+                with safe_open(self.file, framework="pt") as stream:
+                    state = {
+                        name: stream.get_tensor(name)
+                        for name in stream.keys()  # noqa: SIM118
+                        if name.startswith(wanted)
+                    }
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.file} can't be read as safetensors ({error}); replace it.") from error
+        name, grid = (
+            f"tokenizers.{self.kind}.positions",
+            getattr(trained.tokenizers.get(self.kind), "grid", self.own.grid),
+        )
+        if grid != self.own.grid and name in state and len(state[name]) == 1 + math.prod(grid):
+            state[name] = interpolate_positions(state[name], grid, self.own.grid)
+        return state
+
+    def _load(self, module: nn.Module, state: dict[str, Tensor], prefix: str, optional: bool = False) -> bool:
+        """Take a module's weights; returns False where there are none of them and they are optional."""
+        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if optional and not own:
             return False
-        load_strict(module, state, f"universal encoder weights {self.file}, {prefix}*,")
+        load_strict(module, own, f"universal encoder weights {self.file}, {prefix}*,")
         return True
 
     def trainable(self) -> dict[str, nn.Module]:

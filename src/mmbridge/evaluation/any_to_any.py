@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mmbridge import __version__, hub
-from mmbridge.data.tasks import Task, answer_tasks, is_emitted, is_right, make_task, read_medium
+from mmbridge.data.tasks import Task, answer_tasks, is_emitted, is_right, make_task, read_medium, right_factors
 from mmbridge.errors import ConfigError
 from mmbridge.modality import MEDIA
 from mmbridge.registry import suggest
-from mmbridge.synthetic import Scene
+from mmbridge.synthetic import FACTORS, Scene
+from mmbridge.synthetic.requests import PAIRS
 
 RENDERING = 50_000_000
 """First seed of evaluation's renderings; training draws its seeds far below."""
@@ -49,6 +50,7 @@ class Cell:
         written: What the decoders reach from the words of the reply; None where none takes part.
         emission: Share of replies with exactly the media asked for, right or wrong.
         turn: 2 where the request comes back to a reply, as "the same, but blue" does.
+        factors: By factor, the share of right replies among those that had to show it; never above ``emission`` of these.
     """
 
     inputs: list[str]
@@ -62,6 +64,7 @@ class Cell:
     written: float | None
     emission: float
     turn: int = 1
+    factors: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the cell as the table's file has it; ``turn`` only where it is 2."""
@@ -175,13 +178,14 @@ def measure(bridge: Any, tasks: Sequence[Task], *, seed: int = 0, batch_size: in
 def directions(bridge: Any) -> list[Direction]:
     """Return what the bridge can be asked for, as (sources, wanted, turn).
 
-    Every medium that comes in, words, words with each medium, and a picture with a sound, to words, to every medium that goes
-    out and to words where a medium would be out of place; two media at once from something else, and second turns.
+    Every medium that comes in, words, words with each medium, and a sound with a picture or a video, to words, to every
+    medium that goes out and to words where a medium would be out of place; two media at once from something else, and
+    second turns.
     """
     media = [name for name in MEDIA if name in bridge.inputs]
     made = [name for name in ("image", "audio", "video") if name in bridge.outputs]
     single = ["text", *media]
-    pairs = [*(["image+audio"] if {"image", "audio"} <= set(media) else []), *(f"text+{name}" for name in media)]
+    pairs = [*(pair for pair in PAIRS if set(pair.split("+")) <= set(media)), *(f"text+{name}" for name in media)]
     several = ["+".join(pair) for pair in itertools.combinations(made, 2)]
     return [
         *((source, wanted, 1) for wanted in ("text", *made, "none") for source in (*single, *pairs)),
@@ -232,7 +236,7 @@ def evaluate(
 
     Returns:
         The table, as written: a list of cells with keys in, out, split, accuracy, low, high, bound, n, written,
-        emission, and turn where it is 2.
+        emission, factors, and turn where it is 2.
 
     Raises:
         ConfigError: ``samples`` is below 1, or the bridge has no such cell.
@@ -280,9 +284,13 @@ def measure_cell(
         progress: A bar that counts replies and captions.
     """
     right, emitted, written = [], [], []
+    shown: dict[str, list[bool]] = {}
     for task, reply in zip(tasks, replies(bridge, tasks, seed=seed, progress=progress), strict=True):
-        right.append(is_right(task, reply))
+        found = right_factors(task, reply)
         emitted.append(is_emitted(task, reply))
+        right.append(emitted[-1] and all(found.values()))
+        for name, value in found.items():
+            shown.setdefault(name, []).append(value)
         words = reply.text.removeprefix("Here is ").removesuffix(".")
         written.append([words] * len(task.media))
     bound, pipeline = 1.0, None
@@ -292,7 +300,8 @@ def measure_cell(
     low, high = bootstrap(right, seed)
     accuracy, emission = float(np.mean(right)), float(np.mean(emitted))
     sources, wanted = list(tasks[0].sources), tasks[0].wanted
-    return Cell(sources, wanted, split, accuracy, low, high, bound, len(right), pipeline, emission, turn)
+    factors = {name: float(np.mean(shown[name])) for name in FACTORS if name in shown}
+    return Cell(sources, wanted, split, accuracy, low, high, bound, len(right), pipeline, emission, turn, factors)
 
 
 def _media_of(direction: Direction) -> int:

@@ -29,6 +29,9 @@ class Input(Protocol):
     def enter(self, features: Sequence[Tensor]) -> Tensor:
         """Return what fills the spans, in order: embeddings (sum of lengths, D), with gradients to trainable parts."""
 
+    def losses(self) -> dict[str, Tensor]:
+        """Return the losses of the last ``enter`` by name, each a scalar; most ways in have none."""
+
     def trainable(self) -> dict[str, nn.Module]:
         """Return the parts that can train, by name."""
 

@@ -26,6 +26,7 @@ class Encoded(nn.Module):
         batch_size: Media that the encoder takes at once.
         tags: Whether a learned slot stands before and one after each medium: ``<Img>`` and ``</Img>`` of the released
             NExT-GPT weights, the start and end tags of OneLLM.
+        like: Modality of the same bridge whose projection and tags this way in's start as, where a recipe's parent lacks it.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Encoded(nn.Module):
         attention: Literal["causal", "full"] = "causal",
         batch_size: int = 64,
         tags: bool = False,
+        like: str | None = None,
     ):
         super().__init__()
         if attention not in ("causal", "full"):
             raise ConfigError(f"attention inside a medium is 'causal' or 'full', not {attention!r}.")
         self.encoder, self.projection = encoder, projection
         self.attention, self.batch_size, self.tagged = attention, batch_size, tags
+        self.like = like
         self.tags: Tags
         self._fingerprint: tuple[Any, str] = None, ""
 
@@ -100,6 +103,7 @@ class Encoded(nn.Module):
         """Project features, media of equal size together: returns (sum of slots, D) in the media's order."""
         parameter = next(self.projection.parameters())
         slots: list[Tensor] = [parameter] * len(features)
+        routing: list[Tensor | None] = []
         by_shape: dict[torch.Size, list[int]] = {}
         for index, tensor in enumerate(features):
             by_shape.setdefault(tensor.shape, []).append(index)
@@ -108,7 +112,14 @@ class Encoded(nn.Module):
             tokens = self.encoder.encode(stacked) if self.trains_encoder else stacked
             for index, projected in zip(members, self.projection(tokens), strict=True):
                 slots[index] = torch.cat([self.tags.start, projected, self.tags.end]) if self.tagged else projected
+            routing.append(self.projection.routing)
+        if len(routing) > 1 and routing[0] is not None:
+            self.projection.routing = torch.cat(routing)  # of all calls, not of the last alone
         return torch.cat(slots)
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return the projection's losses of the last ``enter``, such as ``balance`` of a mixture of experts."""
+        return dict(self.projection.losses())
 
     def trainable(self) -> dict[str, nn.Module]:
         """Return the projection and, where there are some, the tags and the encoder's light parts."""

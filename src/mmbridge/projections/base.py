@@ -119,6 +119,10 @@ class InputProjection(Projection):
     """Encoder tokens to slots in the backbone's sequence: (B, T, dim_in) -> (B, num_tokens(T), dim_out)."""
 
     direction = "in"
+    loss_names: ClassVar[tuple[str, ...]] = ()
+    """Losses that ``losses`` may give; an option of the same name switches each on."""
+    routing: Tensor | None = None
+    """Weights by which the last call mixed its experts, (..., num_experts); None of a projection without experts."""
     _neighbours = {"dim_in": "the encoder gives width {}", "dim_out": "the backbone takes width {}"}
 
     def build(self, dim_in: int, dim_out: int) -> Self:
@@ -138,6 +142,10 @@ class InputProjection(Projection):
     def num_tokens(self, tokens_in: int) -> int:
         """Return how many slots ``tokens_in`` encoder tokens fill."""
         raise NotImplementedError
+
+    def losses(self) -> dict[str, Tensor]:
+        """Return losses of the last call beside those of the bridge, by name, each a scalar."""
+        return {}
 
 
 class OutputProjection(Projection):

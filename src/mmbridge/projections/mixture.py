@@ -7,7 +7,7 @@ much of each expert's states of the learned tokens goes on. Experts are one comp
 """
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -64,11 +64,15 @@ class MixtureOfExperts(InputProjection):
         normalize: "softmax" or "sigmoid".
         top_k: Experts with a weight, for every slot; the others' is 0. None for all.
         experts: Name under which projections of one bridge share their experts, as all published ones do; None for own ones.
+        upcycle: Whether a training run may start the experts from a parent's single one: null refuses such a parent, 0 makes them
+            copies of it, and more is the ``noise`` of ``upcycle``.
+        balance: Whether ``losses`` gives the balance loss; recipes set it where the loss ``<modality>.balance`` has a weight.
 
     Shape: (B, T, dim_in) -> (B, num_tokens, dim_out), for any T >= 1.
 
     Attributes:
-        routing: What the router gave in the last call, as ``weights`` does, with its gradients; None before the first.
+        routing: What the router gave in the last call, as ``weights`` does, with its gradients; None before the first. A way in
+            (``inputs.Encoded``) joins its calls for one batch.
 
     Raises:
         ConfigError: A size that is not a positive integer, heads that do not divide the width, an unknown router.
@@ -84,8 +88,8 @@ class MixtureOfExperts(InputProjection):
         torch.Size([3])
     """
 
+    loss_names = ("balance",)
     experts: "Experts"
-    routing: Tensor | None = None
 
     def __init__(
         self,
@@ -102,6 +106,8 @@ class MixtureOfExperts(InputProjection):
         normalize: Literal["softmax", "sigmoid"] = "softmax",
         top_k: int | None = None,
         experts: str | None = None,
+        upcycle: float | None = None,
+        balance: bool = False,
     ):
         super().__init__()
         if dim_feedforward is None:
@@ -113,11 +119,13 @@ class MixtureOfExperts(InputProjection):
         for option, value, known in (("router", router, ROUTERS), ("normalize", normalize, NORMALIZERS)):
             if value not in known:
                 raise ConfigError(f"projection {self.name!r} got {option}={value!r}; choose one of {', '.join(known)}.")
+        if upcycle is not None and upcycle < 0:
+            raise ConfigError(f"projection {self.name!r} got upcycle={upcycle}, but it must be 0 or more.")
         if top_k is not None and not 1 <= top_k <= num_experts:
             raise ConfigError(f"projection {self.name!r} got top_k={top_k}, which is not in 1..{num_experts}.")
         sizes = (num_experts, depth, dim_hidden, num_heads, dim_feedforward)
         self.tokens_out, self.dim_hidden, self.num_experts = num_tokens, dim_hidden, num_experts
-        self.router_kind, self.normalize, self.top_k = router, normalize, top_k
+        self.router_kind, self.normalize, self.top_k, self.balance = router, normalize, top_k, balance
         self._sizes_of_experts, self._shared_as = sizes, experts
         self._pool: dict[str, Experts] = {}  # a plain dict, so that torch sees them once
         self._build_if_given(dim_in=dim_in, dim_out=dim_out)
@@ -194,6 +202,10 @@ class MixtureOfExperts(InputProjection):
         entropy = torch.special.entr(weights / weights.sum(-1, keepdim=True)).sum(-1)
         return Load(weights.mean(0), entropy.mean())
 
+    def losses(self) -> dict[str, Tensor]:
+        """Return ``balance``, the ``balance_loss`` of the last call, where it is switched on and there was a call."""
+        return {"balance": balance_loss(self.routing.float())} if self.balance and self.routing is not None else {}
+
     def _project(self, x: Tensor) -> Tensor:
         features = self.project_in(x)  # (B, T, dim_hidden)
         both = torch.cat([self.tokens.expand(len(x), -1, -1), features], dim=1)
@@ -247,15 +259,25 @@ def upcycle(projection: MixtureOfExperts, num_experts: int, noise: float = 0.0, 
             raise ConfigError(f"upcycle can't change {option!r}{suggest(option, list(ROUTING))}")
     made = _like(projection, num_experts=num_experts, **options)
     made.build(*projection._sizes.values())
-    state = projection.state_dict()
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if name.startswith("router."):
-                continue
-            parameter.copy_(state[name])  # one expert's to all
-            if noise and name.startswith("experts."):
-                parameter.add_(noise * state[name].std() * torch.randn_like(parameter))
+    made.load_state_dict(upcycled(projection.state_dict(), made.state_dict(), noise))
     return _placed(made, projection)
+
+
+def upcycled(one: Mapping[str, Tensor], fresh: Mapping[str, Tensor], noise: float = 0.0) -> dict[str, Tensor]:
+    """Return the tensors of a mixture, or of its experts alone, whose experts start as the one of another.
+
+    Args:
+        one: Tensors by name of the one with a single expert.
+        fresh: Those of the new one; its router stays, and it gives the number of experts.
+        noise: As of ``upcycle``.
+    """
+    made = {name: value for name, value in one.items() if not name.startswith("router.")}
+    for name, value in made.items():
+        if name in fresh and name.startswith(("experts.", "blocks.")):
+            made[name] = value.expand(len(fresh[name]), *value.shape[1:])  # one expert's to all
+            if noise:
+                made[name] = made[name] + noise * value.std() * torch.randn_like(made[name])
+    return made | {name: value for name, value in fresh.items() if name.startswith("router.")}
 
 
 def add_modality(

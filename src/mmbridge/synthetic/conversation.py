@@ -62,6 +62,14 @@ DESCRIBE = {
         "What is it?", "Describe the scene.", "Describe the object.", "What is in the scene?",
         "What does the text say?", "Tell me what it is.", "Please describe this scene.", "Can you describe the object?",
     ),
+    "image+audio": (
+        "What is it, and how does it move?", "What do you see and hear?", "Tell me what you see and hear.",
+        "Describe the object and its motion.", "Describe the picture and the sound together.",
+    ),
+    "audio+video": (
+        "What is it, and how does it move?", "What do you see and hear?", "Tell me what you see and hear.",
+        "Describe the object and its motion.", "Describe the video and the sound together.",
+    ),
 }  # fmt: skip
 """Requests to describe each modality."""
 _CHAT = (
@@ -107,10 +115,10 @@ def answer(scene: Scene, factor: str) -> str:
 
 
 def describe_request(modality: str, rng: np.random.Generator) -> str:
-    """Ask what a medium or, for "text", a described scene contains.
+    """Ask what a medium, two media joined by "+" or, for "text", a described scene contain.
 
     Raises:
-        ConfigError: the modality is not known.
+        ConfigError: the modality is not known, or there is no such pair.
     """
     return pick(DESCRIBE[lookup("modality", modality, tuple(DESCRIBE))], rng)
 

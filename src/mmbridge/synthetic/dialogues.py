@@ -49,14 +49,16 @@ class Exchange:
     Attributes:
         asked: The words of the user.
         answer: The words of the reply.
-        shown: What comes before the user's words, in order.
+        shown: What comes with the user's words, in order.
         made: The media behind the words of the reply, in order: modality and canonical caption.
+        words_at: How many of what is shown stand before the user's words; None for all.
     """
 
     asked: str
     answer: str
     shown: tuple[Shown, ...] = ()
     made: tuple[tuple[str, str], ...] = ()
+    words_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,13 @@ class Dialogues:
         outputs: Media that can be made; requests for others are declined.
         turns: Chance that a dialogue about a medium goes on by a further turn.
         split: Which scenes a change may lead to; None for all.
+        pairs: Which two media come in together (see ``requests.PAIRS``), the user's words before, between or behind them.
+            None for a picture and a sound where both come in, with the words behind them.
+        shares: How often each of ``inputs`` comes in, and a pair by the smaller share of its media; an input of share 0 is left
+            out. None for all equally often.
 
     Raises:
-        ConfigError: A kind is not known, or lacks the media that it needs.
+        ConfigError: A kind or a pair is not known, or lacks the media that it needs.
     """
 
     def __init__(
@@ -105,14 +111,25 @@ class Dialogues:
         outputs: Sequence[str] = ("image",),
         turns: float = 0.0,
         split: str | None = None,
+        pairs: Sequence[str] | None = None,
+        shares: Mapping[str, float] | None = None,
     ):
         self.weights = {kind: float(weight) for kind, weight in (mix or MIX).items() if weight > 0}
-        self.draw, self.inputs, self.outputs = draw, tuple(inputs), tuple(outputs)
-        self.turns, self.split = turns, split
+        self.draw, self.shares, self.outputs = draw, shares, tuple(outputs)
+        self.inputs = tuple(name for name in inputs if shares is None or shares[name] > 0)
+        self.turns, self.split, self.words_anywhere = turns, split, pairs is not None
         for medium in self.outputs:
             lookup("data.outputs", medium, requests.MEDIA)
         for name in self.inputs:
             lookup("data.inputs", name, ("text", *requests.INPUTS))
+        for pair in pairs or ():
+            lookup("data.pairs", pair, requests.PAIRS)
+            if not set(pair.split("+")) <= set(self.inputs):
+                raise ConfigError(
+                    f"data.pairs has {pair!r}, but data.inputs is {list(self.inputs)}; add what is missing there."
+                )
+        together = {"image", "audio"} <= set(self.inputs)
+        self.pairs = tuple(pairs) if pairs is not None else ("image+audio",) if together else ()
         for kind in self.weights:
             lookup("data.mix", kind, tuple(MIX))
             needed = {"several": 2, "draw": 1, "convert": 1, "edit": 1}.get(kind, 0)
@@ -131,12 +148,20 @@ class Dialogues:
         if kind == "chat":
             return [Exchange(asked, answer) for asked, answer in chat_pairs(rng)]
         if kind in ("draw", "several"):
-            return [self._several(rng) if kind == "several" else self._draw(rng, (pick(self.outputs, rng),))[0]]
+            exchange = self._several(rng) if kind == "several" else self._draw(rng, (pick(self.outputs, rng),))[0]
+            return [self._place_words(exchange, rng)]
         if kind == "pair":
-            return [self._pair(rng)]
+            return [self._place_words(self._pair(rng), rng)]
         if kind == "refuse":
             return [self._refuse(rng)]
         return self._edit(rng) if kind == "edit" else self._about(kind, rng)
+
+    def _pick(self, sources: Sequence[str], rng: np.random.Generator) -> str:
+        """One of what may come in."""
+        if self.shares is None:
+            return pick(sources, rng)
+        parts = np.array([min(self.shares[name] for name in source.split("+")) for source in sources])
+        return sources[int(rng.choice(len(sources), p=parts / parts.sum()))]
 
     def _show(self, rng: np.random.Generator, source: str) -> tuple[Topic, tuple[Shown, ...]]:
         """A scene that comes in, by one medium or, joined by "+", by two."""
@@ -165,7 +190,7 @@ class Dialogues:
     def _another(self, rng: np.random.Generator, asked: tuple[str, str]) -> tuple[Exchange, Topic, str]:
         """The last request once more, of something else that comes in."""
         kind, what = asked
-        source = pick([name for name in self.inputs if kind != "question" or what in CARRIES[name]], rng)
+        source = self._pick([name for name in self.inputs if kind != "question" or what in CARRIES[name]], rng)
         topic, shown = self._show(rng, source)
         words = requests.another_request(rng)
         if kind == "convert":
@@ -177,7 +202,7 @@ class Dialogues:
 
     def _about(self, kind: str, rng: np.random.Generator) -> list[Exchange]:
         """Turns about media, or about a scene in words; now and then the next turn brings another one."""
-        source = "text" if kind == "text" else pick(self.inputs, rng)
+        source = "text" if kind == "text" else self._pick(self.inputs, rng)
         kinds = [name for name in ("describe", "question", "convert") if kind != "text" and name in self.weights]
         kinds = kinds or ["describe", "question"]
         topic, shown = self._show(rng, source)
@@ -197,7 +222,7 @@ class Dialogues:
         if not self.inputs or rng.random() < 0.35:
             exchange, topic = self._draw(rng, (pick(self.outputs, rng),))
         else:
-            source = pick(self.inputs, rng)
+            source = self._pick(self.inputs, rng)
             topic, shown = self._show(rng, source)
             kind = pick(("convert", "convert", "describe", "question"), rng)
             exchange, asked = self._ask(kind, rng, topic, shown, source)
@@ -228,15 +253,21 @@ class Dialogues:
         asked = requests.again_request(scene, changed, rng) if same and changed else None
         return make(asked or requests.then_request(scene, changed, medium, rng), topic, topic.made), topic
 
+    def _place_words(self, exchange: Exchange, rng: np.random.Generator) -> Exchange:
+        """The same with the user's words anywhere among two media, half of the time behind them."""
+        if not self.words_anywhere or len(exchange.shown) < 2 or rng.random() < 0.5:
+            return exchange
+        return replace(exchange, words_at=int(rng.integers(len(exchange.shown))))
+
     def _pair(self, rng: np.random.Generator) -> Exchange:
-        """A picture and a sound together, or a medium and words that change it."""
+        """Two media together, or a medium and words that change it."""
         singles = [name for name in self.inputs if name != "text"]
-        both = {"image", "audio"} <= set(singles) and rng.random() < 0.4
-        source = "image+audio" if both else pick(singles, rng)
+        both = bool(self.pairs) and rng.random() < 0.4
+        source = self._pick(self.pairs if both else singles, rng)
         wanted = pick(("text", *self.outputs), rng)
         topic, shown = self._show(rng, source)
         if both and wanted == "text":
-            return Exchange(requests.describe_both_request(rng), _description(topic), shown)
+            return Exchange(describe_request(source, rng), _description(topic), shown)
         if both:
             return make(requests.convert_request(source, wanted, rng), topic, (wanted,), shown)
         factors = CARRIES[source if wanted == "text" else wanted]
@@ -252,15 +283,14 @@ class Dialogues:
         media = tuple(self.outputs[index] for index in rng.permutation(len(self.outputs))[:2])
         if not self.inputs or rng.random() < 0.5:
             return self._draw(rng, media)[0]
-        sources = [*self.inputs, *(["image+audio"] if {"image", "audio"} <= set(self.inputs) else [])]
-        source = pick(sources, rng)
+        source = self._pick([*self.inputs, *self.pairs], rng)
         topic, shown = self._show(rng, source)
         return make(requests.convert_request(source, media, rng), topic, media, shown)
 
     def _refuse(self, rng: np.random.Generator) -> Exchange:
         """A request for what can't be made, or of a medium that isn't there."""
         lacking = [medium for medium in requests.MEDIA if medium not in self.outputs]
-        source = pick(self.inputs, rng) if self.inputs and rng.random() < 0.5 else None
+        source = self._pick(self.inputs, rng) if self.inputs and rng.random() < 0.5 else None
         if self.outputs and rng.random() < 0.25:
             missing = requests.missing_request(pick(requests.MEDIA, rng), pick(self.outputs, rng), rng)
             return Exchange(*missing)

@@ -18,6 +18,8 @@ MEDIA = ("image", "video", "audio")
 """What can be asked for beside words."""
 INPUTS = [*MEDIA, *(name for name in CARRIES if name not in ("text", *MEDIA))]
 """What can come in beside words."""
+PAIRS = ("image+audio", "audio+video")
+"""Two media of one object that come in together."""
 
 _VERBS = {"image": ("draw", "paint"), "video": ("film", "animate"), "audio": ("play", "let me hear")}
 _NOUNS = {"image": ("picture", "image"), "video": ("video", "clip"), "audio": ("sound", "audio")}
@@ -77,12 +79,12 @@ GIVEN = {
         "what you see and hear", "the object in the picture, moving as in the sound",
         "what is in the picture and in the sound", "what you see, moving as you hear it",
     ),
+    "audio+video": (
+        "what you see and hear", "the object in the video and in the sound", "what is in the video and in the sound",
+        "what moves and makes this sound",
+    ),
 }  # fmt: skip
 """What requests call that which is given, by modality."""
-_DESCRIBE_BOTH = (
-    "What is it, and how does it move?", "What do you see and hear?", "Tell me what you see and hear.",
-    "Describe the object and its motion.", "Describe the picture and the sound together.",
-)  # fmt: skip
 _DESCRIBE_CHANGED = (
     "Describe {it}, but {change}.",
     "Tell me what {it} is, but {change}.",
@@ -119,7 +121,7 @@ def convert_request(source: str, wanted: str | Sequence[str], rng: np.random.Gen
     """Ask for one medium, or for two, of what a source contains, naming nothing.
 
     Args:
-        source: "text", one of ``INPUTS``, or "image+audio" for a picture and a sound of the same object.
+        source: "text", one of ``INPUTS``, or one of ``PAIRS`` for two media of the same object.
         wanted: One or two of "image", "video" and "audio".
         rng: Chooses the words.
 
@@ -127,11 +129,6 @@ def convert_request(source: str, wanted: str | Sequence[str], rng: np.random.Gen
         ConfigError: a name is not known.
     """
     return _wording(_media(wanted), rng, pick(GIVEN[lookup("source", source, tuple(GIVEN))], rng))
-
-
-def describe_both_request(rng: np.random.Generator) -> str:
-    """Ask what a picture and a sound of the same object contain together."""
-    return pick(_DESCRIBE_BOTH, rng)
 
 
 def change_request(scene: Scene, changed: Collection[str], wanted: str, rng: np.random.Generator) -> str:

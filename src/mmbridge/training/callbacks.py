@@ -122,8 +122,9 @@ class Metrics(StepCallback):
             return
         check_finite(stage, step)
         values = stage.take_recent()
-        values["train/lr"] = stage.settings.lr * rate(
-            step - 1, stage.steps, stage.settings.warmup, stage.settings.schedule
+        settings = stage.settings
+        values["train/lr"] = settings.lr * rate(
+            step - 1, stage.steps, settings.warmup, settings.schedule, settings.floor
         )
         values["train/gradient_norm"] = float(stage.norm)
         for logger in trainer.loggers:

@@ -70,7 +70,8 @@ def set_modes(bridge: Any) -> None:
 def trainable_table(bridge: Any) -> str:
     """Return a table of all parts with their numbers of parameters and whether they train."""
     parts = bridge.parts()
-    counted = {id(parameter) for parameters in parts.values() for parameter in parameters.values()}
+    listed = {id(parameter) for parameters in parts.values() for parameter in parameters.values()}
+    counted = set(listed)
     rows = [
         (
             name,
@@ -80,6 +81,8 @@ def trainable_table(bridge: Any) -> str:
         for name, parameters in parts.items()
     ]
     for name, module in _frozen_modules(bridge).items():
+        if listed.issuperset(own := {id(value) for value in module.parameters()}) and own:
+            continue  # a part as a whole, such as a language model whose weights can train
         fresh = {id(value): value for value in module.parameters() if id(value) not in counted}
         counted |= fresh.keys()
         rows.append((name, sum(value.numel() for value in fresh.values()), False))

@@ -1,6 +1,7 @@
 """One training stage from a recipe to a saved bridge."""
 
 import contextlib
+import fnmatch
 import importlib.util
 import logging
 import shutil
@@ -17,11 +18,13 @@ from mmbridge.bridge import Bridge, find_bridge
 from mmbridge.config import Recipe
 from mmbridge.data.features import FeatureStore
 from mmbridge.data.loader import StepBatches, prepare_all
-from mmbridge.data.samples import Data, JsonlData
+from mmbridge.data.mixing import read_files
+from mmbridge.data.samples import Data
 from mmbridge.errors import ConfigError
 from mmbridge.training.callbacks import Checkpoints, Interrupted, Metrics, MetricsFile, Stop, Validation
 from mmbridge.training.checkpoint import SafeCheckpointIO, checkpoints_in, latest_checkpoint, step_of
 from mmbridge.training.freezing import freeze, trainable_table
+from mmbridge.training.parents import load_parents
 from mmbridge.training.stages import Stage, check_stage
 
 log = logging.getLogger("mmbridge")
@@ -54,7 +57,7 @@ def train(
 
     Raises:
         ConfigError: The recipe contradicts its stage or the run in ``out``, or the loss is no longer a number.
-        DataError: A sample can't be used.
+        DataError: A sample can't be used, or no sample shows a medium whose way in trains.
         CheckpointError: Weights are missing or altered, or saving failed; the last good checkpoint stays.
         SystemExit: With code 130 after Ctrl-C, when a checkpoint has been saved.
     """
@@ -112,6 +115,7 @@ def _train(recipe: Recipe, out: Path, cache: Path, progress: bool) -> Path:
     data, held = build_data(recipe)
     store = FeatureStore(cache)
     prepared = prepare_all(bridge, data, store, progress=progress)
+    prepared.check_trained(trained)
     prepared_held = (
         None if held is None else prepare_all(bridge, held, store, label="validation data", progress=progress)
     )
@@ -147,7 +151,7 @@ def _train(recipe: Recipe, out: Path, cache: Path, progress: bool) -> Path:
 
 
 def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
-    """Return the bridge that a recipe starts from, and the stages that its parent went through.
+    """Return the bridge that a recipe starts from, and the stages that its parents went through.
 
     Raises:
         ConfigError: Unknown parts.
@@ -158,33 +162,36 @@ def build_bridge(recipe: Recipe) -> tuple[Bridge, list[dict[str, Any]]]:
         modality, _, loss = name.partition(".")
         if loss == "denoising" and weight > 0 and modality in config["outputs"]:
             config["outputs"][modality]["denoising"] = True
+        if loss == "balance" and weight > 0:
+            config["inputs"][modality]["projection"]["balance"] = True
     bridge = Bridge.from_config(config)
-    if recipe.parent is None:
-        return bridge, []
-    read = bridge.load_parts(recipe.parent, strict=False)
-    if not read:
-        raise ConfigError(
-            f"parent {recipe.parent!r} has no part in common with this recipe's bridge; set parent: null."
-        )
-    print(f"from {recipe.parent}: {', '.join(read)}", flush=True)
-    manifest = hub.read_json(find_bridge(recipe.parent) / "manifest.json")
-    for name, entry in bridge.frozen().items():
-        before = manifest["frozen"].get(name)
-        if before is not None and before["sha256"] != entry["sha256"]:
-            log.warning("parent %s was trained with other weights of the frozen part %r", recipe.parent, name)
-    return bridge, list(manifest["lineage"])
+    load_parents(bridge, recipe.parents, recipe.bridge.inputs)
+    lineage: list[dict[str, Any]] = []
+    for parent, patterns in recipe.parents.items():
+        manifest = hub.read_json(find_bridge(parent) / "manifest.json")
+        lineage += [entry for entry in manifest["lineage"] if entry not in lineage]
+        for name in manifest["parts"].keys() - bridge.parts():
+            if name.startswith("backbone.") and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                log.warning("parent %s has the part %r, which this recipe's backbone lacks: it is lost", parent, name)
+        for name, entry in bridge.frozen().items():
+            before = manifest["frozen"].get(name)
+            if before is not None and before["sha256"] != entry["sha256"]:
+                log.warning("parent %s was trained with other weights of the frozen part %r", parent, name)
+    return bridge, lineage
 
 
 def build_data(recipe: Recipe) -> tuple[Data, Data | None]:
     """Return training data and validation data, None where there is none.
 
     Raises:
+        ConfigError: The settings name what the data has not.
         DataError: A file can't be used.
     """
     settings = recipe.data.to_dict()
     if "path" in settings:
         root, held = settings.get("root"), settings.get("validation")
-        return JsonlData(settings["path"], root), JsonlData(held, root) if held else None
+        mixing = {key: settings[key] for key in ("weights", "temperature", "replay") if key in settings}
+        return read_files(settings["path"], root, **mixing), read_files(held, root) if held else None
     from mmbridge.data.synthetic import SyntheticData
 
     settings.pop("name")
@@ -231,11 +238,11 @@ def _fit(
 
 
 def _lineage_entry(recipe: Recipe, trained: list[str]) -> dict[str, Any]:
-    parent = None if recipe.parent is None else find_bridge(recipe.parent) / "manifest.json"
+    hashes = [hub.file_sha256(find_bridge(parent) / "manifest.json") for parent in recipe.parents]
     return {
         "stage": recipe.stage,
         "parent": recipe.parent,
-        "parent_sha256": None if parent is None else hub.file_sha256(parent),
+        "parent_sha256": hashes if len(hashes) > 1 else hashes[0] if hashes else None,
         "steps": recipe.run.steps,
         "seed": recipe.run.seed,
         "trained": trained,

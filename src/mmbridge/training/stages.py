@@ -27,7 +27,7 @@ class Rules:
 
 
 STAGES = {
-    "encoder_alignment": Rules(("inputs.*",), ("text",), ("text",)),
+    "encoder_alignment": Rules(("inputs.*",), ("text", "*.balance"), ("text",)),
     "decoder_alignment": Rules(("outputs.*",), ("*",), ("*.alignment", "*.denoising")),
     "instruction_tuning": Rules(("*",), ("*",), ("text",)),
 }
@@ -61,10 +61,10 @@ def check_stage(stage: str, parts: Sequence[str], losses: Mapping[str, float]) -
         )
 
 
-def rate(step: int, steps: int, warmup: float, schedule: str) -> float:
+def rate(step: int, steps: int, warmup: float, schedule: str, floor: float = 0.0) -> float:
     """Return the share of the peak learning rate in a step, counted from 0.
 
-    It rises in a line over the first ``warmup`` share of the steps, then stays, or falls in a line or a cosine.
+    It rises in a line over the first ``warmup`` share of the steps, then stays, or falls to ``floor`` in a line or a cosine.
     """
     rising = round(warmup * steps)
     if step < rising:
@@ -72,7 +72,8 @@ def rate(step: int, steps: int, warmup: float, schedule: str) -> float:
     if schedule == "constant":
         return 1.0
     done = min((step - rising) / max(steps - rising, 1), 1.0)
-    return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return floor + (1 - floor) * left
 
 
 class Stage(LightningModule):
@@ -152,7 +153,7 @@ class Stage(LightningModule):
             fused=not self._scales_losses,  # gradients are clipped here, unscaled, which the fused kernel would do itself
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate(step, self.steps, settings.warmup, settings.schedule)
+            optimizer, lambda step: rate(step, self.steps, settings.warmup, settings.schedule, settings.floor)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

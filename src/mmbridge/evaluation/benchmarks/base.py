@@ -35,7 +35,7 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        takes: What is given: "image", "video", "audio" or "text".
+        takes: What is given: "text" or a modality.
         gives: What is asked for: "text", "image", "video" or "audio".
         prompt: What the user says beside the medium; ``{}`` stands for the request's text.
         files: What must be below the data's folder, besides media.

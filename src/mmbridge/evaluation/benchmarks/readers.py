@@ -6,7 +6,7 @@ A missing key or a value of another type ends in one DataError, in ``base.read_r
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mmbridge.evaluation.benchmarks.base import Request, exists, read_csv, read_json
+from mmbridge.evaluation.benchmarks.base import Request, exists, locate, read_csv, read_json
 
 
 def coco_captions(root: Path, file: str, folder: str) -> Iterator[Request]:
@@ -85,6 +85,23 @@ def msrvtt_qa(root: Path) -> Iterator[Request]:
     for entry in read_json(root, "test_qa.json"):
         video = f"TestVideo/video{entry['video_id']}.mp4"
         yield Request(str(entry["id"]), entry["question"].strip(), video, (entry["answer"],))
+
+
+def converted(root: Path, kind: str) -> Iterator[Request]:
+    """test.jsonl, a data file of this library's: what the assistant says first of the medium of a kind in each dialogue."""
+    from mmbridge.data.samples import media_of, read_samples
+    from mmbridge.messages import TextPart, parse_messages
+
+    captions: dict[str, list[str]] = {}
+    for messages in read_samples(locate("test.jsonl", root), root):
+        turns = parse_messages(messages)
+        medium = next((part.path for part in media_of(turns) if part.type == kind), None)
+        said = next((turn.parts for turn in turns if turn.role == "assistant"), [])
+        if medium is not None:
+            words = " ".join(part.text for part in said if isinstance(part, TextPart))
+            captions.setdefault(medium, []).append(words.strip())
+    for medium, listed in captions.items():
+        yield Request(medium, "", medium, tuple(listed))
 
 
 def reverse(read: Callable[[Path], Iterator[Request]], real: bool = True) -> Callable[[Path], Iterator[Request]]:

@@ -10,6 +10,11 @@ _COCO_CAPTIONS = "http://images.cocodataset.org/annotations/annotations_trainval
 _SHORT = "{} Answer the question using a single word or phrase."
 _CAPTIONS = ("captions", "meteor")
 
+_CONVERTED = (
+    "and convert its held-out list in the form of OneLLM's training data, which has no official layout: mmbridge data convert "
+    "onellm LIST.json test.jsonl --modality"
+)
+
 _coco = partial(readers.coco_captions, file="annotations/captions_val2014.json", folder="val2014")
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -91,6 +96,21 @@ BENCHMARKS: dict[str, Benchmark] = {
         files=("test_qa.json",), read=readers.msrvtt_qa, metrics=("accuracy",), max_new_tokens=16, complete=False,
         download="get MSRVTT-QA's test_qa.json from https://github.com/xudejing/video-question-answering and MSR-VTT's "
         "test videos (TestVideo/).",
+    ),
+    "objaverse": Benchmark(
+        takes="pointcloud", gives="text", prompt="Provide a one-sentence caption for the provided point cloud.",
+        files=("test.jsonl",), read=partial(readers.converted, kind="pointcloud"), metrics=_CAPTIONS, max_new_tokens=128,
+        download=f"get captioned point clouds of Objaverse {_CONVERTED} pointcloud.",
+    ),
+    "ego4d-imu": Benchmark(
+        takes="imu", gives="text", prompt="Describe the motion.",
+        files=("test.jsonl",), read=partial(readers.converted, kind="imu"), metrics=_CAPTIONS, max_new_tokens=128,
+        download=f"ask for the IMU data of Ego4D {_CONVERTED} imu.",
+    ),
+    "nsd": Benchmark(
+        takes="fmri", gives="text", prompt="Describe the scene based on fMRI data.",
+        files=("test.jsonl",), read=partial(readers.converted, kind="fmri"), metrics=_CAPTIONS, max_new_tokens=128,
+        download=f"ask for the Natural Scenes Dataset {_CONVERTED} fmri.",
     ),
     "coco-text-to-image": Benchmark(
         takes="text", gives="image", prompt="Draw this: {}",
