@@ -26,7 +26,7 @@ def path(tmp_path_factory):
 def trained(path):
     """What a bridge of two modalities and one that the page's line added a third to have in common."""
     overrides = [
-        *(word for word in TRAIN if word.startswith(("bridge.inputs.thermal=", "train=", "data.", "optimizer.", "run.batch"))),
+        *(word for word in TRAIN if word.startswith(("bridge.inputs.thermal=", "train=", "data.in", "optimizer.", "run.batch"))),
         "data.mix={describe: 1.0}", "run.steps=120",
     ]  # fmt: skip
     script = ROOT / "tests" / "docs" / "ninth_modality.py"

@@ -272,11 +272,10 @@ class UniversalEncoder(Encoder):
                 "the universal encoder needs weights (a folder or a hub id) or, for random weights, a config; pass one of them."
             )
         folder = None if weights is None else (hub.resolve_config if is_planning() else hub.resolve)(weights)
+        sizes = UniversalConfig.from_dict(config) if isinstance(config, dict) else config
         if folder is not None:
             self.source = str(weights)
             sizes = _sizes_of(folder, config)
-        else:
-            sizes = UniversalConfig.from_dict(config) if isinstance(config, dict) else config
         assert sizes is not None
         self.modality, self.kind, self.sizes = modality, TOKENIZERS.get(modality, modality), sizes
         if self.kind not in sizes.tokenizers:
