@@ -21,7 +21,7 @@ from mmbridge.messages import (
     store_media,
     template_names,
 )
-from mmbridge.modality import MEDIA, SUFFIXES
+from mmbridge.modality import MEDIA
 
 IMAGE = {"type": "image", "path": "cat.png"}
 DIALOGUE = [
@@ -233,7 +233,7 @@ def test_media_in_memory_are_stored_as_they_are(modality, tmp_path):
     }.get(modality, lambda: example(modality))()
     (message,) = store_media([{"role": "user", "content": [{"type": modality, "data": medium}]}], tmp_path)
     (part,) = message["content"]
-    assert part == {"type": modality, "path": f"{modality}-0{SUFFIXES[modality]}"}
+    assert part == {"type": modality, "path": f"{modality}-0{MEDIA[modality].suffix}"}
     (stored,) = parse_messages([message])[0].parts
     again = media.load(modality, stored.path, root=tmp_path, **stored.options)
     assert modality == "video" or again.content_hash == medium.content_hash

@@ -7,7 +7,7 @@ import pytest
 import mmbridge
 import mmbridge.registry
 from mmbridge.errors import ConfigError
-from mmbridge.registry import Registry, suggest
+from mmbridge.registry import Registry, Table, suggest
 
 FILE = """\
 from mmbridge.registry import gadgets
@@ -112,3 +112,55 @@ def test_suggestions_are_few_and_close():
     assert suggest("colur", ["colour", "shape"]) == "; did you mean 'colour'?"
     assert suggest("x", ["colour", "shape"]) == "; known: colour, shape."
     assert suggest("aa", ["aab", "aac", "aad", "aae"]).count("'") == 6
+
+
+class Whistle:
+    """Something that a table may hold."""
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A table whose own module is "low_tones", beside another package's "high_tones", found by its entry point."""
+    (tmp_path / "low_tones.py").write_text("import test_tables\ntest_tables.TONES.register('low', object)\n")
+    (tmp_path / "high_tones.py").write_text("raise RuntimeError('imported')\n")
+    (tmp_path / "mute_tones.py").touch()
+    facts = tmp_path / "tones-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: tones\nVersion: 1.0\n")
+    names = "[test.tones]\nhigh = high_tones\nmute = mute_tones\nlow = high_tones\n"
+    (facts / "entry_points.txt").write_text(names)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = Table("tone", "test.tones", {"low": "low_tones"})
+    module = type(sys)("test_tables")
+    module.TONES = made
+    monkeypatch.setitem(sys.modules, "test_tables", module)
+    yield made
+    for name in ("low_tones", "high_tones", "mute_tones"):
+        sys.modules.pop(name, None)
+
+
+def test_a_table_knows_names_without_importing_modules(table):
+    table.register("middle", Whistle)
+    assert list(table) == ["low", "high", "mute", "middle"] and len(table) == 4
+    assert "high" in table and "shrill" not in table
+    assert "low_tones" not in sys.modules and "high_tones" not in sys.modules
+
+
+def test_a_table_imports_the_module_of_the_name_that_is_looked_up(table):
+    assert table["low"] is object  # its own, though another package names one so too
+    with pytest.raises(RuntimeError, match="imported"):
+        table["high"]
+    with pytest.raises(KeyError):
+        table["shrill"]
+
+
+def test_a_module_that_does_not_register_its_name_is_told(table):
+    with pytest.raises(ConfigError, match="mute_tones registers no tone 'mute', as the entry point in test.tones says"):
+        table["mute"]
+
+
+def test_a_name_of_a_table_is_taken_once(table):
+    table.register("middle", Whistle)
+    table.register("middle", Whistle)  # a module that is read again
+    with pytest.raises(ConfigError, match="tone 'middle' is registered by .*Whistle and builtins.object; rename one"):
+        table.register("middle", object)

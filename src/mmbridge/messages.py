@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbridge.errors import ConfigError, MediaError, MessageError
-from mmbridge.modality import CONTENT_TYPES, PAIRED, SUFFIXES
+from mmbridge.modality import MEDIA, PAIRED
 from mmbridge.registry import suggest
 
 ROLES = ("system", "user", "assistant")
@@ -89,11 +89,12 @@ Piece = TextPiece | MediumPiece
 
 
 def _part(value: Any, where: str) -> Part:
+    known = ["text", *MEDIA]
     if not isinstance(value, dict) or "type" not in value:
-        raise MessageError(f"{where} must be an object with a 'type' ({' | '.join(CONTENT_TYPES)}), not {value!r:.60}.")
+        raise MessageError(f"{where} must be an object with a 'type' ({' | '.join(known)}), not {value!r:.60}.")
     kind = value["type"]
-    if kind not in CONTENT_TYPES:
-        raise MessageError(f"{where} has the unknown type {kind!r}{suggest(str(kind), list(CONTENT_TYPES))}")
+    if kind not in known:
+        raise MessageError(f"{where} has the unknown type {kind!r}{suggest(str(kind), known)}")
     if kind == "text":
         if not isinstance(value.get("text"), str) or len(value) != 2:
             raise MessageError(f"{where} of type 'text' needs exactly one other key, 'text', that holds a string.")
@@ -209,14 +210,14 @@ def _store_medium(part: MediumPart, folder: Path, root: str | Path | None, stem:
             entry["sample_rate"] = part.sample_rate
         picture = part.picture
     else:
-        entry = {"path": stem + SUFFIXES[part.type]}
-        medium: Any = media.load(part.type, part.data, root, **part.options)
+        medium = media.load(part.type, part.data, root, **part.options)
+        entry = {"path": stem + medium.suffix}
         medium.save(folder / entry["path"])
         picture = part.picture if isinstance(part.picture, str) else getattr(medium, "picture", None)
     if isinstance(picture, str):
         entry["picture"] = _copy(picture, folder, root, f"{stem}-picture")
     elif picture is not None:
-        entry["picture"] = f"{stem}-picture{SUFFIXES['image']}"
+        entry["picture"] = f"{stem}-picture{media.Image.suffix}"
         media.Image.load(picture).save(folder / entry["picture"])
     return entry
 

@@ -12,13 +12,14 @@ import importlib
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mmbridge.errors import ConfigError
 
+_T = TypeVar("_T")
 _DECORATOR = re.compile(r"^@register\(\s*[\"']([a-z0-9_]+)[\"']", re.MULTILINE)
 
 
@@ -148,6 +149,64 @@ class Registry:
         """Return the arguments of a small instance for tests, or None."""
         self.get(name)
         return self._tiny.get(name)
+
+
+class Table(Mapping[str, _T], Generic[_T]):
+    """Names to what modules register under them; a module is imported when one of its names is first looked up.
+
+    Names stand in a fixed order: mmbridge's own, those of other packages, then those of modules that nothing announces.
+
+    Args:
+        kind: What is registered, in the singular ("medium").
+        group: Entry-point group in which other packages name their modules.
+        modules: mmbridge's own names, and the modules that register them.
+    """
+
+    def __init__(self, kind: str, group: str, modules: Mapping[str, str]):
+        self.kind, self.group, self._own = kind, group, modules
+        self._values: dict[str, _T] = {}
+        self._origins: dict[str, str] = {}
+
+    @cached_property
+    def _modules(self) -> dict[str, str]:
+        others = importlib.metadata.entry_points(group=self.group)
+        return {**self._own, **{entry.name: entry.module for entry in others if entry.name not in self._own}}
+
+    def register(self, name: str, value: _T, by: Any = None) -> None:
+        """Enter a name.
+
+        Args:
+            name: What it is looked up by.
+            value: What stands under it.
+            by: The class or function that tells whose entry it is; by default ``value``.
+
+        Raises:
+            ConfigError: Another class or function has entered it.
+        """
+        origin = _origin(value if by is None else by)
+        present = self._origins.setdefault(name, origin)
+        if present != origin:
+            raise ConfigError(f"{self.kind} {name!r} is registered by {present} and {origin}; rename one.")
+        self._values[name] = value
+
+    def __getitem__(self, name: str) -> _T:
+        if name not in self._values and name in self._modules:
+            importlib.import_module(self._modules[name])
+            if name not in self._values:
+                raise ConfigError(
+                    f"{self._modules[name]} registers no {self.kind} {name!r}, as the entry point in {self.group} says; "
+                    "register it there, or correct the entry point."
+                )
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules or name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._modules, **self._values})
+
+    def __len__(self) -> int:
+        return len({**self._modules, **self._values})
 
 
 encoders = Registry("encoder")

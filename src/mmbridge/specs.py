@@ -5,6 +5,7 @@ model's own configuration already holds.
 """
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -157,5 +158,20 @@ class FmriInput:
         return (self.voxels,)
 
 
-InputSpec = ImageInput | VideoInput | AudioInput | MapInput | DisparityInput | PointsInput | ImuInput | FmriInput
+class OwnInput(Protocol):
+    """Raw input of a medium that another package brings: a frozen dataclass that prepares it itself."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw input."""
+        ...
+
+    def prepare(self, medium: Any) -> Any:
+        """Return the raw input, a tensor of that shape, of one medium."""
+        ...
+
+
+InputSpec = (
+    ImageInput | VideoInput | AudioInput | MapInput | DisparityInput | PointsInput | ImuInput | FmriInput | OwnInput
+)
 """Whatever raw input an encoder may want."""

@@ -11,8 +11,9 @@ import mmbridge
 
 SOURCE = Path(mmbridge.__file__).parent
 LAYERS = (
-    {"errors", "modality", "specs"},
+    {"errors", "specs"},
     {"registry"},
+    {"modality"},
     {"schema", "hub", "media"},
     {"config", "messages"},
     {"encoders", "projections", "backbones", "decoders", "synthetic"},

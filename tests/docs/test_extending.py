@@ -16,14 +16,34 @@ ENCODER = "src/mmbridge/encoders/mel_statistics.py"
 TEST = "tests/encoders/test_mel_statistics.py"
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """The package and the encoders' contract tests as they are, and the two files of the page."""
-    folder = tmp_path_factory.mktemp("project")
+def copy_project(folder):
+    """Write the package as it is, with its recipes and weights, below a folder."""
     copied = folder / "src" / "mmbridge"
     shutil.copytree(ROOT / "src" / "mmbridge", copied, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("recipes", "checkpoints"):
         (copied / name).symlink_to(ROOT / name, target_is_directory=True)
+
+
+def install(folder, package, files, setup):
+    """Write a package the way pip leaves it: modules and a dist-info folder with its entry points."""
+    (folder / package).mkdir()
+    (folder / package / "__init__.py").touch()
+    for name, text in files.items():
+        (folder / package / name).write_text(text, encoding="utf-8")
+    facts = folder / f"{package}-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", encoding="utf-8")
+    declared = configparser.ConfigParser()
+    declared.read_string(setup)
+    lines = [f"[{group}]{names}" for group, names in declared["options.entry_points"].items()]
+    (facts / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The package and the encoders' contract tests as they are, and the two files of the page."""
+    folder = tmp_path_factory.mktemp("project")
+    copy_project(folder)
     contracts = folder / "tests" / "contracts" / "test_encoders.py"
     contracts.parent.mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "contracts" / "test_encoders.py", contracts)
@@ -35,18 +55,9 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """The same encoder in a package of its own, installed the way pip leaves it: modules and a dist-info folder."""
+    """The same encoder in a package of its own."""
     folder = tmp_path_factory.mktemp("package")
-    (folder / "my_parts").mkdir()
-    (folder / "my_parts" / "__init__.py").touch()
-    (folder / "my_parts" / "mel_statistics.py").write_text(FILES[ENCODER], encoding="utf-8")
-    facts = folder / "my_parts-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: my-parts\nVersion: 1.0\n", encoding="utf-8")
-    declared = configparser.ConfigParser()
-    declared.read_string(FILES["setup.cfg"])
-    lines = [f"[{group}]{names}" for group, names in declared["options.entry_points"].items()]
-    (facts / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    install(folder, "my_parts", {"mel_statistics.py": FILES[ENCODER]}, FILES["setup.cfg"])
     return folder
 
 
@@ -57,8 +68,8 @@ def run(folder, path, *arguments):
     return done.stdout
 
 
-def test_the_page_names_two_files_and_a_recipe():
-    assert list(FILES) == [ENCODER, TEST, "mine.yaml", "setup.cfg"]
+def test_the_page_names_two_files_and_a_recipe_before_the_ninth_modality():
+    assert list(FILES)[:4] == [ENCODER, TEST, "mine.yaml", "setup.cfg"]
 
 
 def test_the_encoder_is_under_the_contract_tests_at_once(project):
@@ -74,7 +85,7 @@ def test_the_encoder_is_under_the_contract_tests_at_once(project):
 
 def test_the_command_line_finds_it_and_recipes_name_it(project):
     (project / "mine.yaml").write_text(FILES["mine.yaml"], encoding="utf-8")
-    outputs = [run(project, [project / "src"], "-m", "mmbridge", *words) for words in commands_of(PAGE)]
+    outputs = [run(project, [project / "src"], "-m", "mmbridge", *words) for words in commands_of(PAGE)[:3]]
     listed, overridden, own = outputs
     assert listed.split(maxsplit=1) == [
         "mel_statistics",

@@ -11,7 +11,7 @@ from media.measured import example, values
 from mmbridge import media
 from mmbridge.errors import MediaError
 from mmbridge.media import Audio, Image, Video
-from mmbridge.modality import MEDIA, SUFFIXES
+from mmbridge.modality import MEDIA
 
 EXACT = {
     "depth": (".npy",),
@@ -27,7 +27,7 @@ KINDS = [(modality, suffix) for modality, suffixes in ALL.items() for suffix in 
 @pytest.mark.parametrize("modality", EXACT)
 def test_files_hold_every_bit(modality, tmp_path):
     medium = example(modality)
-    assert set(EXACT) | {"image", "audio", "video"} == set(MEDIA) and SUFFIXES[modality] in EXACT[modality]
+    assert set(EXACT) | {"image", "audio", "video"} == set(MEDIA) and MEDIA[modality].suffix in EXACT[modality]
     for suffix in EXACT[modality]:
         medium.save(tmp_path / f"medium{suffix}")
         again = media.load(modality, f"medium{suffix}", root=tmp_path)

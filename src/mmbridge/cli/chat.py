@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from mmbridge.errors import ConfigError, MediaError, MMBridgeError
-from mmbridge.modality import SUFFIXES
 from mmbridge.registry import suggest
 
 EXAMPLES = """\
@@ -181,7 +180,7 @@ class Session:
         """Save a medium that was made under a name that is free."""
         self.out.mkdir(parents=True, exist_ok=True)
         number = 1
-        while (path := self.out / f"{medium.modality}-{number}{SUFFIXES[medium.modality]}").exists():
+        while (path := self.out / f"{medium.modality}-{number}{medium.suffix}").exists():
             number += 1
         medium.save(path)
         return path

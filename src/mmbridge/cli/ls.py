@@ -19,7 +19,7 @@ _PARTS = {
     "encoders": "encoders", "projections": "projections", "backbones": "backbones", "decoders": "decoders",
     "inputs": "ways_in", "outputs": "ways_out",
 }  # fmt: skip
-KINDS = (*_PARTS, "templates", "recipes", "checkpoints")
+KINDS = (*_PARTS, "media", "templates", "recipes", "checkpoints")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +48,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def listing(kind: str) -> tuple[list[str], Callable[[str], str]]:
     """Return the names of a kind and a function from a name to one line about it; loads no torch."""
-    from mmbridge import config, hub, messages, registry
+    from mmbridge import config, hub, messages, modality, registry
 
+    if kind == "media":
+        folder = Path(hub.__file__).parent / "media"
+        return list(modality.MEDIA), lambda name: _first_docstring_line(folder, name)
     if kind == "templates":
         return messages.template_names(), lambda name: ""
     if kind == "recipes":

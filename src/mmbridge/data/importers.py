@@ -44,6 +44,7 @@ _DESCRIBE = {
     "imu": ("Describe the motion.", "How does it move?", "What do the motion sensors tell?"),
     "fmri": ("Describe the scene based on fMRI data.", "What does the person see?", "What is the brain looking at?"),
 }
+_DESCRIBE_ANY = ("Describe it.", "What does it show?", "What is it?")
 _MAKE = {
     "image": ("Draw this: {}", "Make a picture of this: {}", "Show me an image of this: {}"),
     "video": ("Make a video of this: {}", "Show me a clip of this: {}", "Film this: {}"),
@@ -55,8 +56,8 @@ def pairs(record: Record, root: Path, *, out: bool = False) -> list[Message]:
     """A medium and its caption, from a JSON list or a CSV file with a header.
 
     Fields: ``caption``; one of ``image_name``, ``video_name``, ``audio_name``, or ``image``, ``video``, ``audio``, ``depth``,
-    ``normal``, ``pointcloud``, ``imu``, ``fmri``; ``picture``, the picture of a depth or normal map; ``sample_rate``, that of an
-    IMU trace without times.
+    ``normal``, ``pointcloud``, ``imu``, ``fmri`` or another registered medium; ``picture``,
+    the picture of a depth or normal map; ``sample_rate``, that of an IMU trace without times.
 
     Args:
         record: One pair.
@@ -78,7 +79,7 @@ def pairs(record: Record, root: Path, *, out: bool = False) -> list[Message]:
         asked: list[Part] = [{"type": "text", "text": _MAKE[kind][choice].format(caption)}]
         answer: list[Part] = [{"type": "text", "text": "Here it is."}, _made(kind, caption, name, root)]
     else:
-        asked = [_given(kind, name, root), {"type": "text", "text": _DESCRIBE[kind][choice]}]
+        asked = [_given(kind, name, root), {"type": "text", "text": _DESCRIBE.get(kind, _DESCRIBE_ANY)[choice]}]
         if kind in PAIRED and record.get("picture"):
             asked[0]["picture"] = _given("image", record["picture"], root)["path"]
         if kind == "imu" and record.get("sample_rate"):

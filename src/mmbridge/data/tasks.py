@@ -22,6 +22,7 @@ from mmbridge.synthetic import (
     CARRIES,
     FRAMES_PER_SECOND,
     IMU_SAMPLE_RATE,
+    RENDERERS,
     SAMPLE_RATE,
     Scene,
     caption,
@@ -60,8 +61,10 @@ EVALUATION = 10_000_000
 MAX_NEW_TOKENS = 64
 """Room for the longest right reply."""
 
-SOURCES = ("text", *INPUTS, *PAIRS, *(f"text+{medium}" for medium in INPUTS))
-"""What a scene is given by; "text+image" is a picture, with words that change it."""
+
+def known_sources() -> tuple[str, ...]:
+    """Return what a scene can be given by; "text+image" is a picture, with words that change it."""
+    return ("text", *INPUTS, *PAIRS, *(f"text+{medium}" for medium in INPUTS))
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,14 @@ def render_medium(modality: str, scene: Scene, seed: int) -> Any:
     Raises:
         ConfigError: Scenes are not rendered as such media.
     """
-    return _TO_MEDIUM[lookup("medium", modality, tuple(_TO_MEDIUM))](scene, seed)
+    makers = {**_TO_MEDIUM, **RENDERERS}
+    return makers[lookup("medium", modality, tuple(makers))](scene, seed)
 
 
 def read_medium(medium: Any) -> dict[str, str | None]:
     """Return what the judge reads in a medium."""
-    return judge(medium.modality, *_TO_ARRAY[medium.modality](medium))
+    given = (medium,) if medium.modality in RENDERERS else _TO_ARRAY[medium.modality](medium)
+    return judge(medium.modality, *given)
 
 
 def _image(scene: Scene, seed: int) -> Image:
@@ -253,7 +258,7 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
     """Return a request about a scene.
 
     Args:
-        sources: What the scene is given by, one of ``SOURCES``; a pair is joined by "+" or given as two names.
+        sources: What the scene is given by, one of ``known_sources()``; a pair is joined by "+" or given as two names.
         wanted: "text", "image", "video", "audio", two media joined by "+", or "none".
         scene: What the last reply is about. Where words change what is shown or was made, it is the scene after the change;
             the one before is of the same split if this one is "seen", and any otherwise. Which split it is of depends on
@@ -266,9 +271,9 @@ def make_task(sources: str | Sequence[str], wanted: str, scene: Scene, seed: int
     """
     source = sources if isinstance(sources, str) else "+".join(sources)
     media = () if wanted in ("text", "none") else tuple(wanted.split("+"))
-    if source not in SOURCES or not set(media) <= set(MEDIA) or len(media) > 2 or turn not in (1, 2):
+    if source not in known_sources() or not set(media) <= set(MEDIA) or len(media) > 2 or turn not in (1, 2):
         raise ConfigError(
-            f"there is no task from {source!r} to {wanted!r} in turn {turn}{suggest(source, list(SOURCES))}"
+            f"there is no task from {source!r} to {wanted!r} in turn {turn}{suggest(source, list(known_sources()))}"
         )
     if (turn == 2 and (len(media) != 1 or "+" in source)) or (source.startswith("text+") and len(media) > 1):
         raise ConfigError(

@@ -88,9 +88,13 @@ class Encoder(nn.Module):
                 return media.prepare_imu(medium, spec)
             case FmriInput() as spec:
                 return media.prepare_fmri(medium, spec)
-        raise MediaError(
-            f"{type(self).__name__} can't read {self.modality} files; it takes tensors: call encoder(x) with a batch."
-        )
+            case None:
+                raise MediaError(
+                    f"{type(self).__name__} can't read {self.modality} files; it takes tensors: call encoder(x) with a batch."
+                )
+            case spec:
+                prepared: Tensor = spec.prepare(medium)
+                return prepared
 
     def trainable(self) -> dict[str, nn.Module]:
         """Return the parts that a bridge may train, by name; most encoders have none."""

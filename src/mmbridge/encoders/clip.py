@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mmbridge import hub
 from mmbridge.encoders.base import load_strict
-from mmbridge.encoders.tokenizers import KINDS, ImageSizes, PatchTokenizer
-from mmbridge.encoders.universal import Transformer, UniversalConfig
+from mmbridge.encoders.tokenizers import ImageSizes, PatchTokenizer
+from mmbridge.encoders.universal import TOKENIZERS, Transformer, UniversalConfig
 from mmbridge.errors import CheckpointError
 
 OPEN_CLIP, TRANSFORMERS = "open_clip", "transformers"
@@ -55,7 +55,7 @@ _RENAMED = {
 }
 """Names of transformers, as open_clip calls the same."""
 
-_OTHERS = tuple(kind for kind in KINDS if kind != "image")
+_OTHERS = tuple(kind for kind in dict.fromkeys(TOKENIZERS.values()) if kind != "image")
 _CHECK_TOLERANCE = 1e-3  # of the largest number
 _checked: set[tuple[object, ...]] = set()
 
@@ -152,7 +152,7 @@ def read_clip(folder: Path, config: UniversalConfig | None = None) -> tuple[Univ
     file = weights_file(folder)
     state, status = _visual(_load(file)), file.stat()
     no_others: dict[str, Any] = dict.fromkeys(_OTHERS)
-    sizes = replace(config or trained, image=trained.image, **no_others)
+    sizes = replace(config or trained, image=trained.image, others={}, **no_others)
     key = (file.resolve(), status.st_mtime_ns, status.st_size, sizes)
     if new := key not in _checked:
         state = {name: tensor.float() for name, tensor in state.items()}

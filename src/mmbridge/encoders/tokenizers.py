@@ -8,8 +8,9 @@ Positions are learned for the length that a tokenizer was trained with, and inte
 import functools
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,34 @@ from torch import Tensor, nn
 
 from mmbridge.encoders.imagebind_modules import CLIP_MEAN, CLIP_STD
 from mmbridge.errors import ConfigError, ShapeError
+from mmbridge.registry import Table
+from mmbridge.specs import AudioInput, FmriInput, ImageInput, ImuInput, PointsInput
+
+KINDS: Table[tuple[Any, Any]] = Table(
+    "tokenizer", "mmbridge.tokenizers", dict.fromkeys(("image", "audio", "pointcloud", "imu", "fmri"), __name__)
+)
+"""Sizes and module of each tokenizer; videos, depth and normal maps are cut as pictures are."""
+
+_C = TypeVar("_C", bound=type)
+
+
+def register_tokenizer(name: str, sizes: type) -> Callable[[_C], _C]:
+    """Decorate a ``Tokenizer`` of the universal encoder.
+
+    Args:
+        name: The modality that it reads.
+        sizes: A frozen dataclass with defaults, whose ``grid`` and ``input`` are those of the classes here; configurations hold it
+            under ``name``. An ``input`` of an own class prepares the medium itself, see ``mmbridge.specs.OwnInput``.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+
+    def decorate(tokenizer: _C) -> _C:
+        KINDS.register(name, (sizes, tokenizer), tokenizer)
+        return tokenizer
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -41,6 +70,11 @@ class ImageSizes:
         """Patches down and across."""
         return (self.image_size // self.patch,) * 2
 
+    @property
+    def input(self) -> ImageInput:
+        """What ``prepare`` makes of files."""
+        return ImageInput(self.image_size, self.mean, self.std)
+
 
 @dataclass(frozen=True)
 class AudioSizes:
@@ -59,6 +93,11 @@ class AudioSizes:
     def grid(self) -> tuple[int, ...]:
         """Patches over frequency and over time."""
         return tuple((size - self.patch) // self.stride + 1 for size in (self.mel_bins, self.frames))
+
+    @property
+    def input(self) -> AudioInput:
+        """What ``prepare`` makes of files."""
+        return AudioInput(self.sample_rate, self.mel_bins, self.frames, 1, self.seconds, self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -80,6 +119,11 @@ class PointSizes:
         """Groups."""
         return (self.groups,)
 
+    @property
+    def input(self) -> PointsInput:
+        """What ``prepare`` makes of files."""
+        return PointsInput(self.points, self.channels)
+
 
 @dataclass(frozen=True)
 class ImuSizes:
@@ -96,6 +140,11 @@ class ImuSizes:
         """Windows."""
         return ((self.steps - self.kernel) // self.stride + 1,)
 
+    @property
+    def input(self) -> ImuInput:
+        """What ``prepare`` makes of files."""
+        return ImuInput(self.sample_rate, self.steps)
+
 
 @dataclass(frozen=True)
 class FmriSizes:
@@ -108,6 +157,11 @@ class FmriSizes:
     def grid(self) -> tuple[int, ...]:
         """Tokens."""
         return (self.tokens,)
+
+    @property
+    def input(self) -> FmriInput:
+        """What ``prepare`` makes of files."""
+        return FmriInput(self.voxels)
 
 
 class Tokenizer(nn.Module):
@@ -166,6 +220,8 @@ class Tokenizer(nn.Module):
         return self.positions if grid == self.grid else interpolate_positions(self.positions, self.grid, grid)
 
 
+@register_tokenizer("image", ImageSizes)
+@register_tokenizer("audio", AudioSizes)
 class PatchTokenizer(Tokenizer):
     """Square patches of a map by a convolution, rows first. Shape: (B, channels, H, W) -> (B, 1 + T, dim).
 
@@ -195,6 +251,7 @@ class PatchTokenizer(Tokenizer):
         return patches.flatten(2).transpose(1, 2), tuple(patches.shape[2:])
 
 
+@register_tokenizer("pointcloud", PointSizes)
 class PointTokenizer(Tokenizer):
     """Groups of neighbouring points: each point is mapped, each group takes the largest values.
 
@@ -249,6 +306,7 @@ class PointTokenizer(Tokenizer):
         return self.projection(self.hidden(points) if self.has_hidden else points)
 
 
+@register_tokenizer("imu", ImuSizes)
 class ImuTokenizer(Tokenizer):
     """Windows of readings by a convolution. Shape: (B, channels, steps) -> (B, 1 + T, dim)."""
 
@@ -265,6 +323,7 @@ class ImuTokenizer(Tokenizer):
         return windows.transpose(1, 2), (windows.shape[2],)
 
 
+@register_tokenizer("fmri", FmriSizes)
 class FmriTokenizer(Tokenizer):
     """All voxels to a few tokens by one linear map, channels outermost. Shape: (B, voxels) -> (B, 1 + T, dim)."""
 
@@ -280,16 +339,6 @@ class FmriTokenizer(Tokenizer):
         if x.shape[1:].numel() != voxels:
             raise ShapeError(f"brain activity is (B, {voxels}) or (B, 1, {voxels}), not {tuple(x.shape)}.")
         return self.projection(x.flatten(1)).unflatten(1, (-1, *self.grid)).transpose(1, 2), self.grid
-
-
-KINDS: dict[str, tuple[Any, Any]] = {
-    "image": (ImageSizes, PatchTokenizer),
-    "audio": (AudioSizes, PatchTokenizer),
-    "pointcloud": (PointSizes, PointTokenizer),
-    "imu": (ImuSizes, ImuTokenizer),
-    "fmri": (FmriSizes, FmriTokenizer),
-}
-"""Sizes and module of each tokenizer; videos, depth and normal maps are cut as pictures are."""
 
 
 def waves(numbers: Tensor, dim: int, base: float = 10_000) -> Tensor:

@@ -7,7 +7,7 @@ transformer is that of Radford et al., "Learning Transferable Visual Models From
 import math
 from collections import OrderedDict
 from collections.abc import MutableMapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakValueDictionary
@@ -33,17 +33,8 @@ from mmbridge.encoders.tokenizers import (
 from mmbridge.errors import CheckpointError, ConfigError, ShapeError
 from mmbridge.registry import encoders as registry
 from mmbridge.registry import suggest
-from mmbridge.specs import (
-    AudioInput,
-    FmriInput,
-    ImageInput,
-    ImuInput,
-    InputSpec,
-    MapInput,
-    PointsInput,
-    TokenSpec,
-    VideoInput,
-)
+from mmbridge.schema import build, mapping
+from mmbridge.specs import InputSpec, MapInput, TokenSpec, VideoInput
 
 register = registry.register
 
@@ -57,7 +48,7 @@ TOKENIZERS = {
     "imu": "imu",
     "fmri": "fmri",
 }
-"""The tokenizer of each modality."""
+"""The tokenizer of each modality; one that another package brings has a tokenizer of its own name."""
 
 _SHAPES = {
     "image": ("(B, 3, H, W)", (4,)),
@@ -101,6 +92,8 @@ class UniversalConfig:
     pointcloud: PointSizes | None = None
     imu: ImuSizes | None = None
     fmri: FmriSizes | None = None
+    others: dict[str, Any] = field(default_factory=dict, hash=False, metadata={"in_file": False})
+    """Sizes of the tokenizers of other packages (see ``register_tokenizer``)."""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.dim % self.heads:
@@ -113,7 +106,7 @@ class UniversalConfig:
     @classmethod
     def published(cls) -> "UniversalConfig":
         """Return the sizes of OneLLM-7B's encoder: CLIP ViT-L/14 with all tokenizers."""
-        return cls(**{name: sizes() for name, (sizes, _) in KINDS.items()})
+        return cls(**{name: KINDS[name][0]() for name in set(TOKENIZERS.values())})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "UniversalConfig":
@@ -127,15 +120,42 @@ class UniversalConfig:
             for name, sizes in values.items()
             if name in KINDS and isinstance(sizes, dict)
         }
-        return _from_dict(cls, {**values, **inner}, "")
+        own, others = _apart(inner)
+        plain = {key: value for key, value in values.items() if key not in others}
+        return replace(_from_dict(cls, {**plain, **own}, ""), others=others)
+
+    @classmethod
+    def from_plain(cls, value: Any, path: str) -> "UniversalConfig":
+        """Check a section of a recipe; ``path`` names it in errors.
+
+        Raises:
+            ConfigError: An unknown key or a wrong value.
+        """
+        own, others = _apart(mapping(value, path))
+        sizes = {name: build(KINDS[name][0], given, f"{path}.{name}") for name, given in others.items()}
+        return replace(build(cls, own, path), others=sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data for JSON; absent tokenizers are left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        plain = asdict(self)
+        others = plain.pop("others")
+        return {key: value for key, value in plain.items() if value is not None} | others
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The sizes of the tokenizers that there are, by kind."""
+        own = {name: getattr(self, name) for name in dict.fromkeys(TOKENIZERS.values())}
+        return {name: sizes for name, sizes in own.items() if sizes is not None} | self.others
+
+
+def _apart(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part the tokenizers of other packages from what a configuration of mmbridge's own has."""
+    others = {name for name in values if name in KINDS and name not in TOKENIZERS.values()}
+    return {key: values[key] for key in values if key not in others}, {key: values[key] for key in others}
 
 
 def _from_dict(kind: Any, values: dict[str, Any], path: str) -> Any:
-    known = [field.name for field in fields(kind)]
+    known = [entry.name for entry in fields(kind) if entry.name != "others"]
     for key in values:
         if key not in known:
             raise ConfigError(f"a universal encoder's configuration has no key {path + key!r}{suggest(key, known)}")
@@ -183,14 +203,16 @@ TINY = {
 
 
 def _sizes_of(folder: Path, config: UniversalConfig | dict[str, Any] | None) -> UniversalConfig:
-    """Return the sizes of the weights in a folder, or those that are given in their stead."""
+    """Return the sizes of the weights in a folder, with those that are given in their stead."""
     from mmbridge.encoders import clip  # it imports this file
 
     if isinstance(config, UniversalConfig):
         return config
     if clip.find_kind(folder):
         return clip.sizes_of(folder, config)
-    return UniversalConfig.from_dict(hub.read_json(folder / "config.json") if config is None else config)
+    beside = folder / "config.json"
+    own = hub.read_json(beside) if config is None or beside.is_file() else {}
+    return UniversalConfig.from_dict({**own, **(config or {})})
 
 
 @register("universal", tiny=TINY)
@@ -204,11 +226,11 @@ class UniversalEncoder(Encoder):
     transformer, as in the paper. Only then may the weights lack it; it starts anew.
 
     Args:
-        modality: "image", "video", "audio", "depth", "normal", "pointcloud", "imu" or "fmri".
+        modality: "image", "video", "audio", "depth", "normal", "pointcloud", "imu", "fmri", or that of a registered tokenizer.
         weights: Folder or hub id with ``config.json`` and ``model.safetensors``, or of a plain CLIP of transformers or open_clip,
             which reads pictures, videos and maps; None for random weights of ``config``.
-        config: Sizes; None to take those beside the weights. Positions are interpolated to another size of inputs. For a plain
-            CLIP only what differs, see ``clip.sizes_of``.
+        config: Sizes; those that a mapping does not name, with None all, are taken beside the weights. Positions are interpolated
+            to another size of inputs. For a plain CLIP see ``clip.sizes_of``.
         coordinates: Channels of a point between which distances are measured when points are grouped. The published
             code measures them between colours: (3, 4, 5) repeats that.
         frames: What becomes of a video's frames: "mean", as published, which forgets their order, or "tokens", all of them
@@ -233,11 +255,9 @@ class UniversalEncoder(Encoder):
         trains: Literal["tokenizer", "encoder"] | None = None,
     ):
         super().__init__()
-        if modality not in TOKENIZERS:
-            raise ConfigError(
-                f"the universal encoder has no modality {modality!r}{suggest(modality, list(TOKENIZERS))}"
-            )
-        sizes = UniversalConfig.from_dict(config) if isinstance(config, dict) else config
+        readable = list(dict.fromkeys([*TOKENIZERS, *KINDS]))
+        if modality not in readable:
+            raise ConfigError(f"the universal encoder has no modality {modality!r}{suggest(modality, readable)}")
         for option, value, known in (
             ("frames", frames, ("mean", "tokens")),
             ("trains", trains, (None, "tokenizer", "encoder")),
@@ -247,27 +267,30 @@ class UniversalEncoder(Encoder):
                     f"the universal encoder got {option}={value!r}; accepted: {', '.join(map(str, known))}."
                 )
         self.trains = trains
-        if weights is None and sizes is None:
+        if weights is None and config is None:
             raise ConfigError(
                 "the universal encoder needs weights (a folder or a hub id) or, for random weights, a config; pass one of them."
             )
         folder = None if weights is None else (hub.resolve_config if is_planning() else hub.resolve)(weights)
+        sizes = UniversalConfig.from_dict(config) if isinstance(config, dict) else config
         if folder is not None:
             self.source = str(weights)
             sizes = _sizes_of(folder, config)
         assert sizes is not None
-        self.modality, self.kind, self.sizes = modality, TOKENIZERS[modality], sizes
-        self.own = getattr(sizes, self.kind)
-        if self.own is None:
+        self.modality, self.kind, self.sizes = modality, TOKENIZERS.get(modality, modality), sizes
+        if self.kind not in sizes.tokenizers:
             raise ConfigError(
                 f"this universal encoder has no tokenizer {self.kind!r}, which reads {modality!r}; it has "
-                f"{', '.join(name for name in KINDS if getattr(sizes, name) is not None) or 'none'}."
+                f"{', '.join(sizes.tokenizers) or 'none'}."
             )
+        self.own = sizes.tokenizers[self.kind]
         self.options = {"activation": sizes.activation, "heads": sizes.heads}
         if modality == "pointcloud":
             self.options |= {"coordinates": tuple(coordinates), "neighbours": self.own.neighbours}
         elif modality in ("audio", "imu"):
             self.options |= {"stride": self.own.stride}
+        elif modality not in TOKENIZERS:
+            self.options |= asdict(self.own)
         self.frame_tokens = modality == "video" and frames == "tokens"
         if self.frame_tokens:
             self.options |= {"frames": frames}
@@ -283,7 +306,7 @@ class UniversalEncoder(Encoder):
             return
         with torch.device("meta"):
             self.tokenizer, transformer = self._tokenizer(*given), Transformer(self.sizes)
-        key: tuple[object, ...] = (folder.resolve(), self.sizes)
+        key: tuple[object, ...] = (folder.resolve(), replace(self.sizes, others={}))
         if not is_planning():
             state = self._read(folder)
             if not self._load(self.tokenizer, state, f"tokenizers.{self.kind}.", optional=self.trains is not None):
@@ -325,7 +348,10 @@ class UniversalEncoder(Encoder):
                     }
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{self.file} can't be read as safetensors ({error}); replace it.") from error
-        name, grid = f"tokenizers.{self.kind}.positions", getattr(getattr(trained, self.kind), "grid", self.own.grid)
+        name, grid = (
+            f"tokenizers.{self.kind}.positions",
+            getattr(trained.tokenizers.get(self.kind), "grid", self.own.grid),
+        )
         if grid != self.own.grid and name in state and len(state[name]) == 1 + math.prod(grid):
             state[name] = interpolate_positions(state[name], grid, self.own.grid)
         return state
@@ -362,22 +388,17 @@ class UniversalEncoder(Encoder):
         """What ``prepare`` makes of files."""
         own = self.own
         match self.modality:
-            case "image":
-                return ImageInput(own.image_size, own.mean, own.std)
             case "video":
                 return VideoInput(
                     own.image_size, own.mean, own.std,
                     clips=own.video_clips, frames=own.tubelet, seconds=own.video_seconds, crops=own.video_crops,
                 )  # fmt: skip
-            case "audio":
-                return AudioInput(own.sample_rate, own.mel_bins, own.frames, 1, own.seconds, own.mean, own.std)
             case "depth" | "normal":
-                return MapInput(ImageInput(own.image_size, own.mean, own.std))
+                return MapInput(own.input)
             case "pointcloud":
-                return PointsInput(own.points, own.channels, tuple(self.tokenizer.coordinates))
-            case "imu":
-                return ImuInput(own.sample_rate, own.steps)
-        return FmriInput(own.voxels)
+                return replace(own.input, coordinates=tuple(self.tokenizer.coordinates))  # type: ignore[no-any-return]
+        found: InputSpec = own.input
+        return found
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the tokens of a batch.
@@ -385,7 +406,8 @@ class UniversalEncoder(Encoder):
         Raises:
             ShapeError: The batch is of another shape.
         """
-        accepted, axes = _SHAPES[self.modality]
+        wanted = self.input.shape
+        accepted, axes = _SHAPES.get(self.modality, (f"(B, {', '.join(map(str, wanted))})", (1 + len(wanted),)))
         paired = self.modality in ("depth", "normal")
         if x.ndim not in axes or (paired and x.shape[1] != 2):
             raise ShapeError(f"the universal encoder's {self.modality!r} is {accepted}, not {tuple(x.shape)}.")
@@ -393,7 +415,7 @@ class UniversalEncoder(Encoder):
             x = x.transpose(2, 3).flatten(1, 2)  # clips and their frames -> frames
         if self.modality == "video" and self.own.tubelet > 1:
             x = x.unflatten(1, (-1, self.own.tubelet)).transpose(2, 3)  # (B, clips, 3, tubelet, H, W)
-        frames = x if x.ndim > 4 else x.unsqueeze(1)  # (B, frames or clips, ...)
+        frames = x if x.ndim > 4 and self.modality in TOKENIZERS else x.unsqueeze(1)  # (B, frames or clips, ...)
         tokens = self.transformer(self.tokenizer(frames.flatten(0, 1), self.transformer.class_embedding))
         tokens = tokens.unflatten(0, frames.shape[:2])  # (B, frames, 1 + T, D)
         if not self.frame_tokens:

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from mmbridge.errors import MediaError
+from mmbridge.modality import MEDIA
 from mmbridge.registry import suggest
 
 if TYPE_CHECKING:
@@ -39,16 +40,6 @@ _HOMES = {
     "prepare_map": "maps",
     "prepare_points": "pointcloud",
     "prepare_video": "video",
-}
-_CLASSES = {
-    "image": "Image",
-    "audio": "Audio",
-    "video": "Video",
-    "depth": "Depth",
-    "normal": "Normal",
-    "pointcloud": "PointCloud",
-    "imu": "Imu",
-    "fmri": "Fmri",
 }
 
 __all__ = [
@@ -84,25 +75,22 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def load(
-    modality: str, source: object, root: str | os.PathLike[str] | None = None, **options: Any
-) -> "Image | Audio | Video | Depth | Normal | PointCloud | Imu | Fmri":
+def load(modality: str, source: object, root: str | os.PathLike[str] | None = None, **options: Any) -> Any:
     """Read a medium.
 
     Args:
-        modality: "image", "audio", "video", "depth", "normal", "pointcloud", "imu" or "fmri".
-        source: Whatever the ``load`` of ``Image``, ``Audio``, ``Video``, ``Depth``, ``Normal``, ``PointCloud``, ``Imu`` or
-            ``Fmri`` takes.
+        modality: "image", "audio", "video", "depth", "normal", "pointcloud", "imu", "fmri", or the name of a registered one.
+        source: Whatever the ``load`` of its class takes: ``Image``, ``Audio``, ``Video``, ``Depth``, ``Normal``, ``PointCloud``,
+            ``Imu``, ``Fmri``, or the registered one.
         root: Folder that paths are relative to and may not leave.
         options: What that ``load`` takes besides, such as ``sample_rate`` or ``max_frames``.
+
+    Returns:
+        An object of that class.
 
     Raises:
         MediaError: The modality is unknown, or the source can't be read.
     """
-    if modality not in _CLASSES:
-        raise MediaError(
-            f"there is no modality {modality!r} that is read from files{suggest(modality, list(_CLASSES))}"
-        )
-    medium: Image | Audio | Video | Depth | Normal | PointCloud | Imu | Fmri
-    medium = __getattr__(_CLASSES[modality]).load(source, root=root, **options)
-    return medium
+    if modality not in MEDIA:
+        raise MediaError(f"there is no modality {modality!r} that is read from files{suggest(modality, list(MEDIA))}")
+    return MEDIA[modality].load(source, root=root, **options)

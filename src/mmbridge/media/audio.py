@@ -17,6 +17,7 @@ from mmbridge.media.base import MediaFile, find_file, from_array, hash_content
 from mmbridge.media.containers import decode_track
 from mmbridge.media.export import write_audio
 from mmbridge.media.mel import kaldi_fbank
+from mmbridge.modality import register
 from mmbridge.specs import AudioInput
 
 MAX_SECONDS = 600
@@ -33,6 +34,7 @@ _CHUNK = 8192
 _MAX_FILTERS = 4_000_000  # values of a filter bank that is kept; rates without a large common divisor exceed it
 
 
+@register("audio")
 @dataclass(eq=False, repr=False)
 class Audio:
     """A sound.
@@ -46,6 +48,8 @@ class Audio:
     """
 
     modality: ClassVar[str] = "audio"
+    noun: ClassVar[str] = "audio"
+    suffix: ClassVar[str] = ".wav"
     samples: Tensor
     sample_rate: int
 

@@ -18,20 +18,10 @@ import torch
 from torch import Tensor
 
 from mmbridge.errors import MediaError
+from mmbridge.modality import MEDIA
 
 MAX_PIXELS = 64_000_000
 _HEAD_BYTES = 512
-_NOUNS = {
-    "image": "an image",
-    "audio": "audio",
-    "video": "a video",
-    "depth": "a depth map",
-    "normal": "a normal map",
-    "pointcloud": "a point cloud",
-    "imu": "an IMU trace",
-    "fmri": "an fMRI vector",
-    "mask": "a mask of voxels",
-}
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -143,6 +133,11 @@ class MediaFile:
         )
 
 
+def _noun(modality: str) -> str:
+    noun: str = "a mask of voxels" if modality == "mask" else MEDIA[modality].noun
+    return noun
+
+
 def find_file(
     source: str | os.PathLike[str] | bytes,
     modality: str,
@@ -160,7 +155,7 @@ def find_file(
     Raises:
         MediaError: No such file, not a regular file, empty, or of another format.
     """
-    noun, accepted = _NOUNS[modality], ", ".join(formats.values())
+    noun, accepted = _noun(modality), ", ".join(formats.values())
     content: Path | bytes
     if isinstance(source, bytes):
         name, content, head = f"the {len(source)} bytes given", source, source[:_HEAD_BYTES]
@@ -247,7 +242,7 @@ def suffix_of(path: str | os.PathLike[str], modality: str, accepted: tuple[str, 
     suffix = Path(path).suffix.lower()
     if suffix not in accepted:
         raise MediaError(
-            f"{os.fspath(path)!r}: {_NOUNS[modality]} can't be written as {suffix or 'a file without a suffix'!r}; "
+            f"{os.fspath(path)!r}: {_noun(modality)} can't be written as {suffix or 'a file without a suffix'!r}; "
             f"accepted: {', '.join(accepted)}."
         )
     return suffix

@@ -14,11 +14,13 @@ from mmbridge.media.arrays import MAX_BYTES, check_finite, check_size, encode_np
 from mmbridge.media.base import MediaFile, find_file, hash_content, suffix_of, write_atomically
 from mmbridge.media.drawing import draw_matrix
 from mmbridge.media.image import Image
+from mmbridge.modality import register
 from mmbridge.specs import FmriInput
 
 _FORMATS = {"NumPy": "NPY", "NIfTI": "NIfTI (.nii)", "gzip": "NIfTI (.nii.gz)"}
 
 
+@register("fmri")
 @dataclass(eq=False, repr=False)
 class Fmri:
     """The response of a brain, one number per voxel of a region.
@@ -31,6 +33,8 @@ class Fmri:
     """
 
     modality: ClassVar[str] = "fmri"
+    noun: ClassVar[str] = "an fMRI vector"
+    suffix: ClassVar[str] = ".npy"
     voxels: Tensor
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from mmbridge.errors import MediaError
 from mmbridge.media.base import MediaFile, check_pixels, find_file, from_array, hash_content, to_uint8
 from mmbridge.media.export import write_image
+from mmbridge.modality import register
 from mmbridge.specs import ImageInput
 
 _FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WebP"}
@@ -32,6 +33,7 @@ _READERS: dict[str, Callable[[BinaryIO], ImageFile]] = {
 _MAX_ASPECT = 100
 
 
+@register("image")
 @dataclass(eq=False, repr=False)
 class Image:
     """A picture.
@@ -44,6 +46,8 @@ class Image:
     """
 
     modality: ClassVar[str] = "image"
+    noun: ClassVar[str] = "an image"
+    suffix: ClassVar[str] = ".png"
     pixels: Tensor
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from mmbridge.media.arrays import check_finite, encode_npy, read_npy, read_table
 from mmbridge.media.base import MediaFile, find_file, hash_content, suffix_of, write_atomically
 from mmbridge.media.drawing import draw_curves
 from mmbridge.media.image import Image
+from mmbridge.modality import register
 from mmbridge.specs import ImuInput
 
 _FORMATS = {"NumPy": "NPY", "text": "text (CSV, TXT)"}
@@ -23,6 +24,7 @@ _CHANNELS = ("ax", "ay", "az", "gx", "gy", "gz")
 _MIN_RATE, _MAX_RATE = 1, 100_000
 
 
+@register("imu")
 @dataclass(eq=False, repr=False)
 class Imu:
     """A trace of an inertial measurement unit.
@@ -37,6 +39,8 @@ class Imu:
     """
 
     modality: ClassVar[str] = "imu"
+    noun: ClassVar[str] = "an IMU trace"
+    suffix: ClassVar[str] = ".csv"
     samples: Tensor
     sample_rate: float
 

@@ -16,6 +16,7 @@ from mmbridge.media.base import check_pixels, find_file, hash_content, suffix_of
 from mmbridge.media.drawing import colourise, stretch
 from mmbridge.media.export import write_image
 from mmbridge.media.image import Image, prepare_pixels, resize, resize_short_side
+from mmbridge.modality import register
 from mmbridge.specs import DisparityInput, MapInput
 
 _FORMATS = {"PNG": "PNG (8 or 16 bit)", "NumPy": "NPY", "EXR": "EXR"}
@@ -27,6 +28,7 @@ _SHORTEST = 0.1  # a direction that is stored as a shorter vector is not known
 _ASPECT = 0.05
 
 
+@register("depth")
 @dataclass(eq=False, repr=False)
 class Depth:
     """A depth map: how far each point of a view is from the camera.
@@ -40,6 +42,8 @@ class Depth:
     """
 
     modality: ClassVar[str] = "depth"
+    noun: ClassVar[str] = "a depth map"
+    suffix: ClassVar[str] = ".npy"
     map: Tensor
     picture: Image | None = None
 
@@ -137,6 +141,7 @@ class Depth:
         return Image(colourise(1 - stretch(self.map)) * (self.map > 0))
 
 
+@register("normal")
 @dataclass(eq=False, repr=False)
 class Normal:
     """A normal map: which way the surface faces at each point of a view.
@@ -151,6 +156,8 @@ class Normal:
     """
 
     modality: ClassVar[str] = "normal"
+    noun: ClassVar[str] = "a normal map"
+    suffix: ClassVar[str] = ".npy"
     map: Tensor
     picture: Image | None = None
 

@@ -14,6 +14,7 @@ from mmbridge.media.base import find_file, hash_content, suffix_of, write_atomic
 from mmbridge.media.drawing import draw_points
 from mmbridge.media.image import Image
 from mmbridge.media.pointfiles import MAX_POINTS, encode_ply, read_pcd, read_ply
+from mmbridge.modality import register
 from mmbridge.specs import PointsInput
 
 _FORMATS = {"NumPy": "NPY", "PLY": "PLY", "PCD": "PCD", "text": "text (XYZ, CSV, TXT)"}
@@ -22,6 +23,7 @@ _READERS = {"NumPy": read_npy, "PLY": read_ply, "PCD": read_pcd}
 _FEWEST = 3
 
 
+@register("pointcloud")
 @dataclass(eq=False, repr=False)
 class PointCloud:
     """Points in space, with or without colours.
@@ -35,6 +37,8 @@ class PointCloud:
     """
 
     modality: ClassVar[str] = "pointcloud"
+    noun: ClassVar[str] = "a point cloud"
+    suffix: ClassVar[str] = ".npy"
     points: Tensor
 
     def __post_init__(self) -> None:

@@ -15,12 +15,14 @@ from mmbridge.media.base import find_file, from_array, hash_content, to_uint8
 from mmbridge.media.containers import decode_frames
 from mmbridge.media.export import write_video
 from mmbridge.media.image import normalise, resize, resize_short_side
+from mmbridge.modality import register
 from mmbridge.specs import VideoInput
 
 _MIN_FPS, _MAX_FPS = 0.001, 1000
 _FORMATS = {"MP4": "MP4", "WebM": "WebM", "GIF": "GIF"}
 
 
+@register("video")
 @dataclass(eq=False, repr=False)
 class Video:
     """A video, and its sound where it has one.
@@ -35,6 +37,8 @@ class Video:
     """
 
     modality: ClassVar[str] = "video"
+    noun: ClassVar[str] = "a video"
+    suffix: ClassVar[str] = ".mp4"
     frames: Tensor
     fps: float
     audio: Audio | None = None

@@ -4,6 +4,9 @@ One scene is rendered as picture, video, sound, depth map, normal map, point clo
 learned anywhere in this folder, so what a judge says about a medium is a measurement. docs/world.md defines the world exactly.
 """
 
+import importlib
+import importlib.metadata
+
 from mmbridge.synthetic.audio import SAMPLE_RATE, render_audio
 from mmbridge.synthetic.conversation import chat_pairs, describe_request, question
 from mmbridge.synthetic.dialogues import Dialogues
@@ -23,6 +26,7 @@ from mmbridge.synthetic.judges import (
 )
 from mmbridge.synthetic.language import caption, parse, sentence, shared_caption
 from mmbridge.synthetic.relief import NUM_POINTS, render_depth, render_normal, render_pointcloud
+from mmbridge.synthetic.renderers import RENDERERS, register_renderer
 from mmbridge.synthetic.requests import convert_request, make_request
 from mmbridge.synthetic.scene import CARRIES, FACTORS, Scene
 from mmbridge.synthetic.video import FRAMES_PER_SECOND, render_video
@@ -34,6 +38,7 @@ __all__ = [
     "IMU_SAMPLE_RATE",
     "NUM_POINTS",
     "NUM_VOXELS",
+    "RENDERERS",
     "SAMPLE_RATE",
     "Dialogues",
     "Scene",
@@ -53,6 +58,7 @@ __all__ = [
     "make_request",
     "parse",
     "question",
+    "register_renderer",
     "render_audio",
     "render_depth",
     "render_fmri",
@@ -65,3 +71,6 @@ __all__ = [
     "shared_caption",
     "voxel_code",
 ]
+
+for _entry in importlib.metadata.entry_points(group="mmbridge.synthetic"):  # other packages' modalities
+    importlib.import_module(_entry.module)

@@ -17,7 +17,7 @@ _QUESTIONS = {
     "place": ("Where is it?", "In which place is it?", "What is its place?", "Tell me the place."),
     "motion": ("How does it move?", "What is it doing?", "What is its motion?", "Tell me the motion."),
 }
-_DESCRIBE = {
+DESCRIBE = {
     "image": (
         "What do you see?", "Describe the picture.", "Describe the image.", "What is in the picture?",
         "What does the image show?", "Tell me what you see.", "Please describe this picture.",
@@ -71,6 +71,7 @@ _DESCRIBE = {
         "Describe the object and its motion.", "Describe the video and the sound together.",
     ),
 }  # fmt: skip
+"""Requests to describe each modality."""
 _CHAT = (
     ("Hello!", "Hello! Show me a picture or a sound."),
     ("Hi!", "Hi! Show me a picture or a sound."),
@@ -119,7 +120,7 @@ def describe_request(modality: str, rng: np.random.Generator) -> str:
     Raises:
         ConfigError: the modality is not known, or there is no such pair.
     """
-    return pick(_DESCRIBE[lookup("modality", modality, tuple(_DESCRIBE))], rng)
+    return pick(DESCRIBE[lookup("modality", modality, tuple(DESCRIBE))], rng)
 
 
 def chat_pairs(rng: np.random.Generator) -> list[tuple[str, str]]:

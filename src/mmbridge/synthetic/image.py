@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmbridge.synthetic.geometry import (
 )
 from mmbridge.synthetic.scene import CARRIES, Scene
 
+_STREAMS = tuple(CARRIES)  # those of other packages come later, in any order
 LUMA = np.array([0.299, 0.587, 0.114])
 """Brightness of red, green and blue (ITU-R BT.601, as in JPEG)."""
 _UNIT = (np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5) / IMAGE_SIZE * 2 - 1
@@ -33,7 +35,8 @@ class Pose(NamedTuple):
 def generator(scene: Scene, modality: str, seed: int) -> np.random.Generator:
     """The source of a rendering's variation: the seed and what the modality carries, so that nothing else leaks in."""
     carried = [scene.indices[factor] for factor in CARRIES[modality]]
-    return np.random.default_rng([seed, tuple(CARRIES).index(modality), *carried])
+    stream = _STREAMS.index(modality) if modality in _STREAMS else zlib.crc32(modality.encode())
+    return np.random.default_rng([seed, stream, *carried])
 
 
 def render_image(scene: Scene, seed: int) -> np.ndarray:

@@ -26,7 +26,7 @@ __all__ = [
     "judge_video",
 ]
 
-_JUDGES: dict[str, Callable[[Any], dict[str, str | None]]] = {
+JUDGES: dict[str, Callable[[Any], dict[str, str | None]]] = {
     "image": judge_image,
     "video": judge_video,
     "depth": judge_depth,
@@ -34,15 +34,16 @@ _JUDGES: dict[str, Callable[[Any], dict[str, str | None]]] = {
     "pointcloud": judge_pointcloud,
     "fmri": judge_fmri,
 }
+"""Judges of media that have no sample rate."""
 
 
 def judge(modality: str, medium: Any, sample_rate: float | None = None) -> dict[str, str | None]:
     """Read from a medium the factors that its modality carries; None where it does not show one.
 
     Args:
-        modality: "text", "image", "video", "audio", "depth", "normal", "pointcloud", "imu" or "fmri".
+        modality: "text", "image", "video", "audio", "depth", "normal", "pointcloud", "imu", "fmri" or a registered one.
         medium: A string, (H, W, 3) uint8, (F, H, W, 3) uint8 or (T,) floats; (H, W) metres, (H, W, 3) vectors,
-            (N, 6) or (N, 3) points, (6, T) samples or (512,) voxels, all floats.
+            (N, 6) or (N, 3) points, (6, T) samples or (512,) voxels, all floats; of a registered modality the medium itself.
         sample_rate: Of a sound or an IMU trace, in samples per second; by default that of renderings.
 
     Raises:
@@ -56,4 +57,4 @@ def judge(modality: str, medium: Any, sample_rate: float | None = None) -> dict[
         return judge_audio(medium, sample_rate or SAMPLE_RATE)
     if modality == "imu":
         return judge_imu(medium, sample_rate or IMU_SAMPLE_RATE)
-    return _JUDGES[modality](medium)
+    return JUDGES[modality](medium)

@@ -70,7 +70,7 @@ _FINITE = {
     "circling": "is circling", "going": "goes", "orbiting": "orbits",
 }  # fmt: skip
 
-_TEMPLATES: dict[str, tuple[str, ...]] = {
+TEMPLATES: dict[str, tuple[str, ...]] = {
     "image": (
         "{thing} {place}",
         "There is {thing} {place}.",
@@ -152,8 +152,8 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
         "The {shape} {place} is {size} and {colour}, and it {moves}.",
     ),
 }
-_TEMPLATES["text"] = tuple(template for template in _TEMPLATES["video"] if "video" not in template)
-
+TEMPLATES["text"] = tuple(template for template in TEMPLATES["video"] if "video" not in template)
+"""Captions of each modality, the canonical one first."""
 
 _ORDER = ("size", "colour", "shape")
 
@@ -204,7 +204,7 @@ def caption(scene: Scene, modality: str = "text", rng: np.random.Generator | Non
     Raises:
         ConfigError: the modality is not known.
     """
-    templates = _TEMPLATES[lookup("modality", modality, tuple(CARRIES))]
+    templates = TEMPLATES[lookup("modality", modality, tuple(CARRIES))]
     return fill(templates[0] if rng is None else pick(templates, rng), scene, modality, rng)
 
 

@@ -16,7 +16,7 @@ from mmbridge.synthetic.scene import CARRIES, FACTORS, Scene, lookup
 
 MEDIA = ("image", "video", "audio")
 """What can be asked for beside words."""
-INPUTS = (*MEDIA, *(name for name in CARRIES if name not in ("text", *MEDIA)))
+INPUTS = [*MEDIA, *(name for name in CARRIES if name not in ("text", *MEDIA))]
 """What can come in beside words."""
 PAIRS = ("image+audio", "audio+video")
 """Two media of one object that come in together."""
@@ -45,7 +45,7 @@ _MAKE_TWO = (
     "Make a {noun} and a {other} of {it}.", "I want a {noun} and a {other} of {it}.",
     "Give me a {noun} and a {other} of {it}.",
 )  # fmt: skip
-_GIVEN = {
+GIVEN = {
     "text": ("it", "this", "this object", "this scene"),
     "image": (
         "this object", "this object again", "this picture", "the object in the picture", "what you see",
@@ -84,6 +84,7 @@ _GIVEN = {
         "what moves and makes this sound",
     ),
 }  # fmt: skip
+"""What requests call that which is given, by modality."""
 _DESCRIBE_CHANGED = (
     "Describe {it}, but {change}.",
     "Tell me what {it} is, but {change}.",
@@ -127,7 +128,7 @@ def convert_request(source: str, wanted: str | Sequence[str], rng: np.random.Gen
     Raises:
         ConfigError: a name is not known.
     """
-    return _wording(_media(wanted), rng, pick(_GIVEN[lookup("source", source, tuple(_GIVEN))], rng))
+    return _wording(_media(wanted), rng, pick(GIVEN[lookup("source", source, tuple(GIVEN))], rng))
 
 
 def change_request(scene: Scene, changed: Collection[str], wanted: str, rng: np.random.Generator) -> str:
@@ -184,7 +185,7 @@ def impossible_request(source: str | None, scene: Scene, rng: np.random.Generato
         rng: Chooses the words.
     """
     noun = pick(_IMPOSSIBLE, rng)
-    given = fill(_described("text"), scene, "text", rng) if source is None else pick(_GIVEN[source], rng)
+    given = fill(_described("text"), scene, "text", rng) if source is None else pick(GIVEN[source], rng)
     return pick(_MAKE_IMPOSSIBLE, rng).format(noun=noun, it=given), f"I can't make a {noun}."
 
 
@@ -204,7 +205,7 @@ def missing_request(source: str, wanted: str, rng: np.random.Generator) -> tuple
         ConfigError: a name is not known.
     """
     lookup("source", source, MEDIA)
-    given = [words for words in _GIVEN[source] if any(noun in words for noun in _NOUNS[source])]
+    given = [words for words in GIVEN[source] if any(noun in words for noun in _NOUNS[source])]
     reply = f"I {'hear' if source == 'audio' else 'see'} no {_NOUNS[source][0]}."
     return _wording(_media(wanted), rng, pick(given, rng)), reply
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from typing import Any
@@ -136,7 +137,7 @@ class Scene:
         """
         names = {lookup("modality", name, tuple(CARRIES)) for name in source.split("+")}
         held_out = {is_visibly_held_out(self), is_audibly_held_out(self)}
-        held_out |= {_OWN_RULES[name](self) for name in names if name in _OWN_RULES}
+        held_out |= {HELD_OUT[name](self) for name in names if name in HELD_OUT}
         return "between" if len(held_out) == 2 else "unseen" if held_out == {True} else "seen"
 
 
@@ -164,7 +165,12 @@ def is_held_out_in_motion(scene: Scene) -> bool:
     return (at["size"] + at["motion"]) % 3 == 0
 
 
-_OWN_RULES = {"depth": is_held_out_in_relief, "normal": is_held_out_in_relief, "imu": is_held_out_in_motion}
+HELD_OUT: dict[str, Callable[[Scene], bool]] = {
+    "depth": is_held_out_in_relief,
+    "normal": is_held_out_in_relief,
+    "imu": is_held_out_in_motion,
+}
+"""The rules of media that carry too little for the first two."""
 
 
 @cache

@@ -17,7 +17,6 @@ from mmbridge.errors import CheckpointError, ConfigError, ContextError, DataErro
 from mmbridge.evaluation.benchmarks.base import Benchmark, Request, exists, locate, read_requests
 from mmbridge.evaluation.benchmarks.scoring import Answered, Judges, find_left_out, score
 from mmbridge.evaluation.benchmarks.table import BENCHMARKS
-from mmbridge.modality import SUFFIXES
 from mmbridge.registry import suggest
 
 _PACKAGES = ("mmbridge", "torch", "transformers", "diffusers")
@@ -240,7 +239,7 @@ def _answer(
         line: Line = {"index": index, "id": requests[index].id, "text": reply.text}
         made = next((medium for medium in reply.media if medium.modality == benchmark.gives), None)
         if made is not None:
-            line["file"] = f"media/{index:06d}{SUFFIXES[benchmark.gives]}"
+            line["file"] = f"media/{index:06d}{made.suffix}"
             made.save(folder / line["file"])
         yield line
 
