@@ -6,10 +6,9 @@
     python checkpoints/train_universal.py imu
     python checkpoints/train_universal.py fmri
 
-The transformer is the picture tower of checkpoints/tiny-imagebind, a CLIP-ViT with GELU, whose patches span two frames, and is never
-changed. Each of the other tokenizers learns through it, so that
-linear read-outs of single factors, thrown away afterwards, find them in the class token and in the mean of the others. Those of
-points are drawn, in the first half, to what the pictures' tokenizer gives of a picture of the same scene at the same place.
+The transformer is the picture tower of checkpoints/tiny-imagebind, a CLIP-ViT with GELU, whose patches span two frames, and is
+never changed. Each of the other tokenizers learns through it, so that linear read-outs of single factors, thrown away afterwards,
+find them in the class token and in the mean of the others. That of points starts as the pictures'.
 """
 
 import argparse
@@ -29,8 +28,7 @@ from mmbridge.data.tasks import render_medium
 from mmbridge.encoders import ImageBind, UniversalEncoder
 from mmbridge.encoders.tokenizers import AudioSizes, FmriSizes, ImageSizes, ImuSizes, PointSizes, Tokenizer
 from mmbridge.encoders.universal import UniversalConfig
-from mmbridge.media import Image
-from mmbridge.synthetic import CARRIES, FACTORS, Scene, render_image
+from mmbridge.synthetic import CARRIES, FACTORS, Scene
 
 HERE = Path(__file__).parent
 SOURCE, TARGET = HERE / "tiny-imagebind", HERE / "tiny-universal"
@@ -49,7 +47,7 @@ def sizes() -> UniversalConfig:
                          vision["video_seconds"], vision["video_crops"], tubelet=vision["frames"]),
         audio=AudioSizes(audio["patch"], audio["stride"], audio["mel_bins"], audio["frames"], audio["sample_rate"],
                          audio["seconds"], audio["mean"], audio["std"]),
-        pointcloud=PointSizes(groups=96, neighbours=32, channels=6, points=1024, hidden=128),
+        pointcloud=PointSizes(128, 64, 6, 1024, vision["patch"], vision["image_size"], tuple(vision["mean"]), tuple(vision["std"])),
         imu=ImuSizes(kernel=16, stride=8, steps=200, channels=6, sample_rate=100.0),
         fmri=FmriSizes(voxels=512, tokens=8),
     )  # fmt: skip
@@ -99,62 +97,28 @@ def shaper(modality: str) -> UniversalEncoder:
     return UniversalEncoder(modality, config=sizes())
 
 
-def make(job: tuple[str, int]) -> tuple[np.ndarray, tuple[int, ...], np.ndarray, np.ndarray]:
-    """Render one medium of a random scene, a third of them worn, as the encoder takes it; beside points, what ``teach`` needs."""
+def make(job: tuple[str, int]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Render one medium of a random scene, a third of them worn, as the encoder takes it."""
     modality, seed = job
     torch.set_num_threads(1)
     scene = Scene.random(np.random.default_rng([seed, 5]))
-    medium = render_medium(modality, scene, seed)
-    raw = shaper(modality).gather(shaper(modality).prepare(medium).unsqueeze(0))[0].half()
-    picture, frame = torch.empty(0), torch.empty(0)
-    if modality == "pointcloud":
-        picture = shaper("image").prepare(Image.load(render_image(scene, seed))).half()
-        places = medium.points[:, :3]
-        middle = places.mean(0)
-        frame = torch.cat(
-            [middle[:2], (places - middle).norm(dim=1).max()[None]]
-        )  # undoes what centred and scaled the cloud
-    return (
-        raw.numpy(),
-        tuple(scene.indices.values()),
-        picture.numpy(),
-        frame.numpy(),
-    )  # pools of processes pass arrays cheaply
+    raw = shaper(modality).prepare(render_medium(modality, scene, seed)).unsqueeze(0)
+    return shaper(modality).gather(raw)[0].half().numpy(), tuple(scene.indices.values())
 
 
-def make_pool(modality: str, count: int, first: int, workers: int) -> tuple[torch.Tensor, ...]:
+def make_pool(modality: str, count: int, first: int, workers: int) -> tuple[torch.Tensor, torch.Tensor]:
     with get_context("fork").Pool(workers) as pool:
         made = pool.map(make, [(modality, first + index) for index in range(count)], chunksize=64)
-    raw, labels, pictures, frames = zip(*made, strict=True)
-    return (
-        torch.from_numpy(np.stack(raw)),
-        torch.tensor(labels),
-        *(torch.from_numpy(np.stack(one)) for one in (pictures, frames)),
-    )
+    return torch.from_numpy(np.stack([raw for raw, _ in made])), torch.tensor([labels for _, labels in made])
 
 
-def pooled(tokens: torch.Tensor) -> torch.Tensor:
-    """Return the class token, and the mean of the others: (B, T, D) -> (B, 2, D)."""
-    return torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
-
-
-def teach(tokenizer: Tokenizer, pictures: torch.Tensor, frames: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Return what the pictures' tokenizer would give at the groups' centres, (B, groups, dim).
-
-    Patches are interpolated where the centres are in the picture; positions where they are in the cloud, which is centred.
-    """
-    side, weight = tokenizer.grid[0], tokenizer.projection.weight.sum(2)  # of a picture, whose frames are alike
-    count, size = weight.shape[0], weight.shape[-1]
-    flip = torch.tensor([1.0, -1.0])  # y runs upwards in clouds, downwards in pictures
-    centres = groups[:, :, 0, :2]
-    seen = (centres * frames[:, None, 2:] + frames[:, None, :2]) * flip  # -1 to 1 over the picture
-    steps = (torch.arange(size) - (size - 1) / 2) * 2 / pictures.shape[-1]
-    pixels = seen.unsqueeze(2) + torch.cartesian_prod(steps, steps).flip(1)  # (B, G, size * size, 2), rows first
-    patches = F.grid_sample(pictures, pixels, padding_mode="border", align_corners=False)  # (B, 3, G, size * size)
-    patches = torch.einsum("bcgp,dcp->bgd", patches, weight.view(count, 3, -1))
-    table = tokenizer.positions[1:].T.unflatten(1, (side, side)).expand(len(groups), -1, -1, -1)
-    positions = F.grid_sample(table, (1.4 * centres * flip).unsqueeze(1), padding_mode="border", align_corners=False)
-    return patches + positions.squeeze(2).transpose(1, 2)
+@torch.no_grad()
+def start_as_pictures(tokenizer: Tokenizer) -> None:
+    """Give points that are drawn the pictures' matrix and positions; their height counts for nothing yet."""
+    pictures = UniversalEncoder("image", TARGET).tokenizer
+    colours = pictures.projection.weight.sum(2).flatten(1)  # of a picture, whose frames are alike
+    tokenizer.projection.weight.zero_()[:, : colours.shape[1]] = colours
+    tokenizer.positions.copy_(pictures.positions)
 
 
 class ReadOuts(torch.nn.Module):
@@ -181,16 +145,15 @@ def vary(raw: torch.Tensor, modality: str) -> torch.Tensor:
     """Roughen raw inputs a little: a pool is soon known by heart."""
     if modality == "audio":
         raw = raw + 0.2 * torch.randn(len(raw), 1, 1, 1, 1)
-    return raw + {"audio": 0.1, "pointcloud": 0.005, "imu": 0.05, "fmri": 0.5}[modality] * torch.randn_like(raw)
+    return raw + {"audio": 0.1, "pointcloud": 0.02, "imu": 0.05, "fmri": 0.5}[modality] * torch.randn_like(raw)
 
 
 def train(modality: str, options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     started = time.time()
-    raw, labels, pictures, frames = make_pool(modality, options.pool, 200_000_000, options.workers)
-    held, held_labels, _, _ = make_pool(modality, 600, 300_000_000, options.workers)
-    teacher = UniversalEncoder("image", TARGET)
+    raw, labels = make_pool(modality, options.pool, 200_000_000, options.workers)
+    held, held_labels = make_pool(modality, 600, 300_000_000, options.workers)
     print(
         f"{tuple(raw.shape)} mean {raw.float().mean():.2f} std {raw.float().std():.2f}, {time.time() - started:.0f} s",
         flush=True,
@@ -200,6 +163,8 @@ def train(modality: str, options: argparse.Namespace) -> None:
     save_file(others, TARGET / "model.safetensors")  # so that this one starts anew
     encoder = UniversalEncoder(modality, TARGET, trains="tokenizer")
     encoder.tokenizer.requires_grad_(True)
+    if modality == "pointcloud":
+        start_as_pictures(encoder.tokenizer)
     reads = ReadOuts(modality, encoder.sizes.dim)
     trained = [*encoder.tokenizer.parameters(), *reads.parameters()]
     optimizer = torch.optim.AdamW(trained, options.lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -224,24 +189,11 @@ def train(modality: str, options: argparse.Namespace) -> None:
 
     for step in range(options.steps):
         rows = torch.from_numpy(rng.choice(len(raw), options.batch, replace=False))
-        varied = vary(raw[rows].float(), modality)
-        tokens = encoder.tokenizer(varied, encoder.transformer.class_embedding)
-        given = encoder.transformer(tokens)
-        found = reads(given)
+        found = reads(encoder.encode(vary(raw[rows].float(), modality)))
         losses = {
             factor: sum(F.cross_entropy(logits, labels[rows, number]) for logits in found[factor])
             for factor, number in numbers.items()
         }
-        taught = min(1.0, 2 - 2 * step / options.steps)
-        if modality == "pointcloud":
-            with torch.no_grad():
-                pictured = pictures[rows].float()
-                wanted = teach(teacher.tokenizer, pictured, frames[rows], varied)
-                seen = pooled(teacher(pictured))
-            losses["tokens of a picture"] = 2 * taught * F.mse_loss(tokens[:, 1:], wanted) / wanted.var()
-            losses["a picture as a whole"] = (
-                2 * taught * F.mse_loss(pooled(given), seen) / (seen - seen.mean(0)).square().mean()
-            )
         optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -118,14 +118,16 @@ class DisparityInput:
 
 @dataclass(frozen=True)
 class PointsInput:
-    """Point cloud that an encoder wants: ``points`` points in the unit ball, shape (points, 6), or (points, 3).
+    """Point cloud that an encoder wants: ``points`` points, shape (points, 6), or (points, 3).
 
-    ``coordinates`` are the channels between which the encoder measures distances.
+    It is centred at its mean and scaled into the unit ball, or, where ``centre`` is "box", fills the cube from -1 to 1 with its
+    longest side, whatever the density of its points. ``coordinates`` are the channels between which the encoder measures distances.
     """
 
     points: int
     channels: int = 6
     coordinates: tuple[int, ...] = (0, 1, 2)
+    centre: str = "mean"
 
     @property
     def shape(self) -> tuple[int, ...]:

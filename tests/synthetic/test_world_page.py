@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "world.md").read_text(encoding="utf
 
 def test_the_examples_run_in_order():
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     names: dict = {}
     for block in blocks:
         exec(block, names)

@@ -104,25 +104,28 @@ class AudioSizes:
 class PointSizes:
     """Clouds of ``points`` points as ``groups`` groups of ``neighbours``; a point has a position and a colour.
 
-    As published a point is mapped by one matrix. With a hidden layer of width ``hidden`` it is as in Point-BERT (arXiv
-    2111.14819, section 3.1): a point's place is taken from its group's centre, and another such map of the centre is the position.
+    As published a point is mapped by one matrix. With a ``patch`` each group is drawn instead, as a patch of so many pixels a side
+    of a picture with ``image_size`` pixels a side, which is what a picture transformer knows to read (see ``DrawnPointTokenizer``).
     """
 
     groups: int = 1024
     neighbours: int = 32
     channels: int = 6
     points: int = 8192
-    hidden: int = 0
+    patch: int = 0
+    image_size: int = 224
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Groups."""
-        return (self.groups,)
+        """Groups; of groups that are drawn, patches down and across the picture, over which positions are laid."""
+        return (self.image_size // self.patch,) * 2 if self.patch else (self.groups,)
 
     @property
     def input(self) -> PointsInput:
         """What ``prepare`` makes of files."""
-        return PointsInput(self.points, self.channels)
+        return PointsInput(self.points, self.channels, centre="box" if self.patch else "mean")
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,11 @@ class Tokenizer(nn.Module):
         self.grid = grid
         self.positions = nn.Parameter(torch.empty(1 + math.prod(grid), dim))
 
+    @property
+    def count(self) -> int:
+        """Tokens of an input of the usual length, the class token among them."""
+        return len(self.positions)
+
     @torch.no_grad()
     def start(self) -> None:
         """Give positions their start for training: sines over the grid, as large as tokens are, or small numbers without order.
@@ -200,8 +208,8 @@ class Tokenizer(nn.Module):
         return x
 
     @abstractmethod
-    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Return tokens without positions, and their grid."""
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
+        """Return tokens without positions, and their grid; or with positions, and None."""
 
     def forward(self, x: Tensor, class_embedding: Tensor) -> Tensor:
         """Return the sequence that a transformer takes.
@@ -214,10 +222,10 @@ class Tokenizer(nn.Module):
             ShapeError: An input of another kind, or smaller than a window.
         """
         tokens, grid = self.tokenize(x)
-        return torch.cat([class_embedding.expand(len(x), 1, -1), tokens], dim=1) + self._positions_of(grid)
-
-    def _positions_of(self, grid: tuple[int, ...]) -> Tensor:
-        return self.positions if grid == self.grid else interpolate_positions(self.positions, self.grid, grid)
+        if grid is None:
+            return torch.cat([(class_embedding + self.positions[0]).expand(len(x), 1, -1), tokens], dim=1)
+        positions = self.positions if grid == self.grid else interpolate_positions(self.positions, self.grid, grid)
+        return torch.cat([class_embedding.expand(len(x), 1, -1), tokens], dim=1) + positions
 
 
 @register_tokenizer("image", ImageSizes)
@@ -251,7 +259,6 @@ class PatchTokenizer(Tokenizer):
         return patches.flatten(2).transpose(1, 2), tuple(patches.shape[2:])
 
 
-@register_tokenizer("pointcloud", PointSizes)
 class PointTokenizer(Tokenizer):
     """Groups of neighbouring points: each point is mapped, each group takes the largest values.
 
@@ -269,41 +276,86 @@ class PointTokenizer(Tokenizer):
         super().__init__(sizes.grid, dim)
         if not coordinates or not set(coordinates) <= set(range(sizes.channels)):
             raise ConfigError(f"coordinates={coordinates} are not channels of points, 0 to {sizes.channels - 1}.")
-        self.neighbours, self.coordinates = sizes.neighbours, list(coordinates)
-        self.projection = nn.Conv2d(sizes.hidden or sizes.channels, dim, 1)
-        self.channels, self.has_hidden = sizes.channels, sizes.hidden > 0
-        if self.has_hidden:
-            self.hidden = nn.Sequential(nn.Conv2d(sizes.channels, sizes.hidden, 1), nn.GELU())
-            self.place = nn.Sequential(
-                nn.Linear(len(coordinates), sizes.hidden), nn.GELU(), nn.Linear(sizes.hidden, dim)
-            )
+        self.sizes, self.coordinates = sizes, list(coordinates)
+        self.projection: nn.Conv2d | nn.Linear = nn.Conv2d(sizes.channels, dim, 1)
+
+    @property
+    def count(self) -> int:
+        """Groups, and the class token."""
+        return 1 + self.sizes.groups
 
     def gather(self, x: Tensor) -> Tensor:
         """Put points (B, N, channels) into groups (B, groups, neighbours, channels), each from its centre on."""
-        if x.ndim not in (3, 4) or x.shape[-1] != self.channels or 0 in x.shape:
-            raise ShapeError(f"clouds are (B, at least 1 point, {self.channels}), not {tuple(x.shape)}.")
+        if x.ndim not in (3, 4) or x.shape[-1] != self.sizes.channels or 0 in x.shape:
+            raise ShapeError(f"clouds are (B, at least 1 point, {self.sizes.channels}), not {tuple(x.shape)}.")
         if x.ndim == 4:
             return x
         places = x[..., self.coordinates].float()
         rows = torch.arange(len(x), device=x.device).unsqueeze(1)
-        centres = farthest_points(places, min(self.grid[0], x.shape[1]))  # (B, G)
-        members = nearest_points(places, places[rows, centres], min(self.neighbours, x.shape[1]))  # (B, G, K)
+        centres = farthest_points(places, min(self.sizes.groups, x.shape[1]))  # (B, G)
+        members = nearest_points(places, places[rows, centres], min(self.sizes.neighbours, x.shape[1]))  # (B, G, K)
         return x[rows.unsqueeze(2), members]
 
-    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
         """Return one token per group, of points or of what ``gather`` made of them."""
-        groups = self.gather(x)  # (B, G, K, channels)
-        places = groups[:, :, :1, self.coordinates]  # of the centres, which are their own nearest points
-        if self.has_hidden:
-            groups = groups.clone()
-            groups[..., self.coordinates] -= places
+        groups = self.gather(x).permute(0, 3, 1, 2)  # (B, channels, G, K)
         # one by one, since all members of all groups would fill the memory: (B, dim, G, 1) each
-        members = (self._map(each) for each in groups.permute(0, 3, 1, 2).split(1, dim=3))
-        tokens = functools.reduce(torch.maximum, members).squeeze(3).transpose(1, 2)
-        return tokens + self.place(places.squeeze(2)) if self.has_hidden else tokens, (groups.shape[1],)
+        members = (self.projection(each) for each in groups.split(1, dim=3))
+        return functools.reduce(torch.maximum, members).squeeze(3).transpose(1, 2), (groups.shape[2],)
 
-    def _map(self, points: Tensor) -> Tensor:
-        return self.projection(self.hidden(points) if self.has_hidden else points)
+
+class DrawnPointTokenizer(PointTokenizer):
+    """Groups of neighbouring points, each drawn as a patch of a picture that is seen from the front, along z.
+
+    A pixel takes colour and height over the centre from the nearest of the group's points in x and y; the patch is mapped by one
+    matrix, as a picture's is, and has the picture's position at the centre's place, interpolated. That a picture transformer reads
+    points that are drawn for it is PointCLIP's idea (Zhang et al., arXiv 2112.02413), for whole clouds; clouds fill the picture.
+
+    Shape: (B, N, 6) or, drawn, (B, groups, patch * patch + 1, 4) -> (B, 1 + groups, dim).
+    """
+
+    def __init__(self, sizes: PointSizes, dim: int, coordinates: tuple[int, ...] = (0, 1, 2)):
+        if sizes.channels != 6:
+            raise ConfigError(f"points that are drawn have a place and a colour, channels: 6, not {sizes.channels}.")
+        super().__init__(sizes, dim, coordinates)
+        self.projection = nn.Linear(4 * sizes.patch**2, dim, bias=False)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Draw the groups of points (B, N, 6): pixels with red, green, blue and height, and last the centre (x, y, z, 0)."""
+        size, pixels = self.sizes.patch, self.sizes.patch**2
+        if x.shape[1:] == (self.sizes.groups, pixels + 1, 4):
+            return x
+        groups = super().gather(x)  # (B, G, K, 6)
+        centres = groups[:, :, :1, :3]
+        line = (torch.arange(size, device=x.device, dtype=x.dtype) - (size - 1) / 2) * 2 / self.sizes.image_size
+        down, across = torch.meshgrid(line, line, indexing="ij")
+        wanted = centres[..., :2] + torch.stack([across, -down], dim=-1).flatten(0, 1)  # (B, G, pixels, 2)
+        pairs = zip(wanted, groups[..., :2], strict=True)  # one by one: all distances of a batch would fill the memory
+        nearest = torch.stack(
+            [(pixel.unsqueeze(2) - point.unsqueeze(1)).square().sum(-1).argmin(-1) for pixel, point in pairs]
+        )  # (B, G, pixels)
+        points = torch.cat([groups[..., 3:], groups[..., 2:3] - centres[..., 2:]], dim=-1)
+        drawn = points.gather(2, nearest.unsqueeze(-1).expand(-1, -1, -1, 4))
+        return torch.cat([drawn, F.pad(centres, (0, 1))], dim=2)
+
+    def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
+        """Return one token per group, with its position."""
+        drawn = self.gather(x)
+        pixels, centres = drawn[:, :, :-1], drawn[:, :, -1, :2]
+        mean, std = (pixels.new_tensor((*values, rest)) for values, rest in ((self.sizes.mean, 0), (self.sizes.std, 1)))
+        patches = self.projection(((pixels - mean) / std).transpose(2, 3).flatten(2))  # channels first, as of pictures
+        table = self.positions[1:].T.unflatten(1, self.grid).expand(len(x), -1, -1, -1)
+        places = (centres * centres.new_tensor([1, -1])).unsqueeze(1).to(table.dtype)  # pictures' rows run downwards
+        positions = F.grid_sample(table, places, padding_mode="border", align_corners=False)  # (B, dim, 1, G)
+        return patches + positions.squeeze(2).transpose(1, 2), None
+
+
+def point_tokenizer(sizes: PointSizes, dim: int, coordinates: tuple[int, ...] = (0, 1, 2)) -> PointTokenizer:
+    """Return the tokenizer of points that sizes ask for; arguments are those of ``PointTokenizer``."""
+    return (DrawnPointTokenizer if sizes.patch else PointTokenizer)(sizes, dim, coordinates)
+
+
+KINDS.register("pointcloud", (PointSizes, point_tokenizer), point_tokenizer)
 
 
 @register_tokenizer("imu", ImuSizes)

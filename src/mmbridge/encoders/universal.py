@@ -286,7 +286,7 @@ class UniversalEncoder(Encoder):
         self.own = sizes.tokenizers[self.kind]
         self.options = {"activation": sizes.activation, "heads": sizes.heads}
         if modality == "pointcloud":
-            self.options |= {"coordinates": tuple(coordinates), "neighbours": self.own.neighbours}
+            self.options |= {"coordinates": tuple(coordinates), "sizes": asdict(self.own)}
         elif modality in ("audio", "imu"):
             self.options |= {"stride": self.own.stride}
         elif modality not in TOKENIZERS:
@@ -381,7 +381,7 @@ class UniversalEncoder(Encoder):
     def spec(self) -> TokenSpec:
         """Tokens of one medium of the usual length, the class token among them, and their width."""
         frames = self.own.video_clips * self.own.video_crops if self.frame_tokens else 1
-        return TokenSpec(frames * len(self.tokenizer.positions), self.sizes.dim)
+        return TokenSpec(frames * self.tokenizer.count, self.sizes.dim)
 
     @property
     def input(self) -> InputSpec:

@@ -127,7 +127,7 @@ class PointCloud:
 
 
 def prepare_points(cloud: PointCloud, spec: PointsInput) -> Tensor:
-    """Turn a cloud into what an encoder wants: centred, in the unit ball, and of ``spec.points`` points.
+    """Turn a cloud into what an encoder wants: centred, in the unit ball or cube, and of ``spec.points`` points.
 
     Of more points so many are drawn, the same ones each time; fewer are repeated in turn. Points without colour are
     black where the encoder wants colours; colours are left out where it wants none.
@@ -139,8 +139,12 @@ def prepare_points(cloud: PointCloud, spec: PointsInput) -> Tensor:
         MediaError: All points are at one place, or of one colour where the encoder groups them by colour.
     """
     points = cloud.points
-    places = points[:, :3] - points[:, :3].mean(dim=0)
-    radius = places.norm(dim=1).max()
+    if spec.centre == "box":
+        low, high = points[:, :3].amin(dim=0), points[:, :3].amax(dim=0)
+        places, radius = points[:, :3] - (low + high) / 2, (high - low).max() / 2
+    else:
+        places = points[:, :3] - points[:, :3].mean(dim=0)
+        radius = places.norm(dim=1).max()
     if not radius > 0:
         raise MediaError(f"all {len(points)} points of the cloud are at one place; an encoder has no shape to see.")
     colours = points[:, 3:] if points.shape[1] == 6 else torch.zeros_like(places)
