@@ -1,7 +1,8 @@
-"""Answer a dozen prompts, then train the three stages.
+"""Answer some forty prompts, then train the three stages.
 
-The shipped bridge answers prompts with files first; then the three tiny recipes train, and what they give is evaluated
-on combinations that no stage has seen. All of it is shown on one page, DIR/index.html. Runs offline on two CPU cores.
+The shipped bridges answer prompts with files first: of words, pictures, videos and sounds, then of eight modalities. Then the
+three tiny recipes train, and what they give is evaluated on combinations that no stage has seen. All of it is shown on one
+page, DIR/index.html. Runs offline on two CPU cores.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from pathlib import Path
 
 EXAMPLES = """\
   mmbridge demo
-  mmbridge demo --no-train             only the answers of the shipped bridge, about a minute
+  mmbridge demo --no-train             only the answers of the shipped bridges, about two minutes
   mmbridge demo --out /somewhere/else
 """
 
@@ -17,7 +18,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the page (demo)")
-    parser.add_argument("--no-train", action="store_true", help="stop after the answers of the shipped bridge")
+    parser.add_argument("--no-train", action="store_true", help="stop after the answers of the shipped bridges")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -7,18 +7,20 @@ sent to somebody and opened without a server or a network.
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmbridge import Bridge, hub
 from mmbridge.config import Recipe
 from mmbridge.data.tasks import MAX_NEW_TOKENS, is_right
 from mmbridge.demo.page import write_page
-from mmbridge.demo.prompts import Prompt, below, write_prompts
-from mmbridge.demo.report import Exchange, Report, StageReport, describe_parts, describe_stage
+from mmbridge.demo.prompts import EIGHT, FOUR, Entry, Prompt, below, write_prompts
+from mmbridge.demo.report import BridgeReport, Exchange, Report, StageReport, describe_parts, describe_stage
 from mmbridge.demo.terminal import heading, say, style
 from mmbridge.evaluation.any_to_any import directions, evaluate, format_table, name_of
 from mmbridge.messages import Message
 
 BRIDGE = "mmbridge/tiny"
+ONELLM = "mmbridge/tiny-onellm"
 RECIPES = ("tiny/encoder_alignment", "tiny/decoder_alignment", "tiny/instruction_tuning")
 SAMPLES = 20
 """Requests per cell of the table, which has one medium in, one out and one turn; `mmbridge evaluate` measures the rest."""
@@ -30,7 +32,7 @@ def run(out: str | Path, train: bool = True) -> Path:
     Args:
         out: Folder to write into: ``index.html``, ``media/``, ``replies/``, and of training ``runs/``, ``cache/``,
             ``evaluation/``.
-        train: Whether to train and evaluate; otherwise only the shipped bridge answers.
+        train: Whether to train and evaluate; otherwise only the shipped bridges answer.
 
     Returns:
         The page.
@@ -42,14 +44,14 @@ def run(out: str | Path, train: bool = True) -> Path:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     heading("The shipped bridge answers")
-    began = time.monotonic()
-    bridge = Bridge.from_pretrained(BRIDGE)
-    seconds = time.monotonic() - began
-    prompts = write_prompts(out / "media", bridge.outputs)
-    say(f"{BRIDGE} is open after {seconds:.1f} s; {len(prompts)} prompts, whose files are in {out / 'media'}")
+    bridge, prompts, seconds = open_bridge(BRIDGE, FOUR, out)
     exchanges = list(answer(bridge, prompts, out, "replies/shipped"))
-    table = hub.read_json(hub.resolve(BRIDGE) / "any_to_any.json")
-    report = Report(BRIDGE, seconds, exchanges, describe_parts(bridge, BRIDGE), table)
+    report = Report(BRIDGE, seconds, exchanges, describe_parts(bridge, BRIDGE), recorded(BRIDGE, "any_to_any.json"))
+    heading("The shipped bridge of eight modalities answers")
+    bridge, eight, seconds = open_bridge(ONELLM, EIGHT, out)
+    exchanges = list(answer(bridge, eight, out, "replies/onellm"))
+    table, forgetting = recorded(ONELLM, "any_to_any.json"), recorded(ONELLM, "forgetting.json")
+    report.eight = BridgeReport(ONELLM, seconds, exchanges, table, forgetting)
     page = write_page(report, out)
     if train:
         recipes = [Recipe.load(name) for name in RECIPES]
@@ -61,6 +63,21 @@ def run(out: str | Path, train: bool = True) -> Path:
     heading("Done")
     say(f"see {style(str(page.resolve()), 'accent')}")
     return page
+
+
+def open_bridge(name: str, entries: Sequence[Entry], out: Path) -> tuple[Bridge, list[Prompt], float]:
+    """Open a shipped bridge and write its prompts' media into ``out/media``; return both, and how long the opening took."""
+    began = time.monotonic()
+    bridge = Bridge.from_pretrained(name)
+    seconds = time.monotonic() - began
+    prompts = write_prompts(out / "media", bridge.outputs, entries)
+    say(f"{name} is open after {seconds:.1f} s; {len(prompts)} prompts, whose files are in {out / 'media'}")
+    return bridge, prompts, seconds
+
+
+def recorded(name: str, file: str) -> Any:
+    """Return what was measured when a shipped bridge was made."""
+    return hub.read_json(hub.resolve(name) / file)
 
 
 def answer(bridge: Bridge, prompts: Sequence[Prompt], out: Path, folder: str) -> Iterator[Exchange]:

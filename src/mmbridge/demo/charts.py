@@ -185,6 +185,20 @@ def save_chart(chart: Markup, curves: int, path: Path) -> None:
     write_atomically(path, f"{opening}><style>{''.join(rules)}</style>{rest}\n".encode())
 
 
+def told(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the directions of a measured forgetting whose media are told in words, on unseen scenes."""
+    return [
+        row
+        for row in result["directions"]
+        if row["split"] == "unseen" and row["out"] == "text" and "text" not in row["in"]
+    ]
+
+
+def over_stages(row: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return a direction's accuracies as (stage, accuracy) pairs, of the stages that have it."""
+    return [(step, value) for step, value in enumerate(row["accuracy"]) if value is not None]
+
+
 def forgetting_chart(result: Mapping[str, Any], path: Path) -> None:
     """Draw how accuracies went over stages: of what comes in and is told in words, or of all if nothing is; unseen scenes.
 
@@ -196,12 +210,9 @@ def forgetting_chart(result: Mapping[str, Any], path: Path) -> None:
         MediaError: The file can't be written.
     """
     rows = [row for row in result["directions"] if row["split"] == "unseen"]
-    told = [row for row in rows if row["out"] == "text" and "text" not in row["in"]]
     series = {
-        f"{'+'.join(row['in'])} to {row['out']}" + (", turn 2" if row.get("turn") == 2 else ""): [
-            (step, value) for step, value in enumerate(row["accuracy"]) if value is not None
-        ]
-        for row in told or rows
+        f"{'+'.join(row['in'])} to {row['out']}" + (", turn 2" if row.get("turn") == 2 else ""): over_stages(row)
+        for row in told(result) or rows
     }
     stages = result["stages"]
     chart = line_chart(series, "Accuracy after every stage", len(stages) - 1, top=1.0, stages=stages)

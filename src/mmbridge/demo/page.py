@@ -14,8 +14,8 @@ from markupsafe import Markup
 from PIL import Image as PilImage
 
 from mmbridge import __version__, media
-from mmbridge.demo.charts import Points, line_chart
-from mmbridge.demo.report import PartReport, Report, StageReport
+from mmbridge.demo.charts import Points, line_chart, over_stages, told
+from mmbridge.demo.report import Exchange, PartReport, Report, StageReport
 from mmbridge.media import Audio
 from mmbridge.media.base import write_atomically
 
@@ -23,6 +23,16 @@ _FOLDER = Path(__file__).parent
 _TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".webp": "image/webp"}
 _SPECTROGRAM = (120, 400)  # rows, columns
 _AUDIO_COLOUR = (203, 82, 126)
+_WORDS = {
+    "audio": "sound",
+    "depth": "depth map",
+    "fmri": "brain scan",
+    "image": "picture",
+    "imu": "motion sensor",
+    "none": "no medium",
+    "normal": "normal map",
+    "pointcloud": "point cloud",
+}
 
 
 def write_page(report: Report, out: Path) -> Path:
@@ -54,7 +64,8 @@ def build_page(report: Report, root: Path) -> str:
         drawing=lambda part: drawing(part, root),
         charts=charts,
         facts=facts(report),
-        matrices=matrices(report.table),
+        matrices=matrices,
+        stages_chart=stages_chart,
         trained=[part for part in report.parts if not part.source],
         frozen=[part for part in report.parts if part.source],
         sizes=sizes(report.parts),
@@ -73,7 +84,7 @@ def write_table(table: Sequence[Mapping[str, Any]], name: str, out: Path) -> Pat
         MediaError: The page can't be written.
     """
     path = out / "index.html"
-    page = template("table.html.jinja").render(name=name, version=__version__, matrices=matrices(table))
+    page = template("table.html.jinja").render(name=name, version=__version__, table=table, matrices=matrices)
     write_atomically(path, page.encode())
     return path
 
@@ -143,15 +154,32 @@ def charts(stage: StageReport) -> list[tuple[str, list[str], Markup]]:
     return drawn
 
 
+def stages_chart(forgetting: Mapping[str, Any]) -> tuple[Markup, dict[str, Any]]:
+    """Return the accuracy of each medium after every stage as a drawing, and the direction that fell most below its best.
+
+    Args:
+        forgetting: As ``mmbridge.evaluation.forgetting.compare`` returns it.
+    """
+    rows = [row for row in told(forgetting) if len(row["in"]) == 1]
+    curves = {plain_name(row["in"][0]): over_stages(row) for row in rows}
+    stages = [stage_name(name) for name in forgetting["stages"]]
+    drawing = line_chart(curves, "Right answers after every stage", len(stages) - 1, top=1.0, stages=stages)
+    return drawing, max(rows, key=lambda row: row["drop"])
+
+
+def stage_name(name: str) -> str:
+    """Return a stage of a measured forgetting, such as "2-onellm-video_audio_pointcloud", as words."""
+    number, _, recipe = name.partition("-")
+    return f"{number}: {recipe.removeprefix('onellm-').replace('_', ' ')}"
+
+
 def facts(report: Report) -> list[tuple[str, str]]:
     """Return the figures at the top of the page: value and what it is."""
-    exchanges = report.exchanges
-    answering = sum(exchange.seconds for exchange in exchanges)
-    right = sum(exchange.right for exchange in exchanges)
-    found = [
-        (f"{right} of {len(exchanges)}", "prompts answered right, as judges measure it"),
-        (duration(report.loading_seconds + answering), "to open the shipped bridge and answer"),
-    ]
+    answering = sum(exchange.seconds for exchange in report.exchanges)
+    found = [(rights(report.exchanges), "prompts answered right, as judges measure it")]
+    if report.eight:
+        found.append((rights(report.eight.exchanges), "right of prompts in eight modalities, by a second bridge"))
+    found.append((duration(report.loading_seconds + answering), "to open the shipped bridge and answer"))
     size = sizes(report.parts)
     found.append((percent(size["trained"] / size["total"]), f"of {count(size['total'])} parameters ever train"))
     if report.stages:
@@ -160,16 +188,29 @@ def facts(report: Report) -> list[tuple[str, str]]:
     return found
 
 
+def rights(exchanges: Sequence[Exchange]) -> str:
+    """Return how many dialogues were right: "23 of 25"."""
+    return f"{sum(exchange.right for exchange in exchanges)} of {len(exchanges)}"
+
+
 def matrices(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the any-to-any table as matrices: per split, one medium at a time, two at once, and second turns."""
+    """Return the any-to-any table as matrices: per split, one medium out, words that change media, two out, second turns."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for split in dict.fromkeys(cell["split"] for cell in table):
         name = f"{split.capitalize()} combinations"
-        titles = (name, f"{name}, two media at once", f"{name}, second turn")
         for cell in table:
             if cell["split"] == split:
-                groups.setdefault(titles[2 if cell.get("turn") == 2 else "+" in cell["out"]], []).append(cell)
+                groups.setdefault(f"{name}{kind_of(cell)}", []).append(cell)
     return [matrix(title, cells) for title, cells in groups.items()]
+
+
+def kind_of(cell: Mapping[str, Any]) -> str:
+    """Return which matrix of a split a cell belongs to, as the end of its title."""
+    if cell.get("turn") == 2:
+        return ", second turn"
+    if "+" in cell["out"]:
+        return ", two media at once"
+    return ", with words that change it" if len(cell["in"]) > 1 and "text" in cell["in"] else ""
 
 
 def matrix(title: str, table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -186,7 +227,13 @@ def graded(cell: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if cell is None:
         return None
     share = cell["accuracy"] / cell["bound"] if cell["bound"] else 0.0
-    return {"written": None, "emission": None, **cell, "grade": round(min(1.0, max(0.0, (share - 0.5) / 0.5)), 3)}
+    return {
+        "written": None,
+        "emission": None,
+        "factors": {},
+        **cell,
+        "grade": round(min(1.0, max(0.0, (share - 0.5) / 0.5)), 3),
+    }
 
 
 def sizes(parts: Sequence[PartReport]) -> dict[str, int]:
@@ -198,7 +245,7 @@ def sizes(parts: Sequence[PartReport]) -> dict[str, int]:
 
 def plain_name(name: str) -> str:
     """Return a stage's or a medium's name as words."""
-    return {"audio": "sound", "image": "picture", "none": "no medium"}.get(name, name.replace("_", " "))
+    return _WORDS.get(name, name.replace("_", " "))
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ class Exchange:
 
     Attributes:
         title: What it shows.
-        source: What the scene was given by: "text", "image", "video", "audio", or a pair such as "image+audio".
+        source: What the scene was given by: "text", a medium such as "image", or a pair such as "image+audio".
         wanted: What was asked for at last: a medium, "text" or "none".
         messages: The dialogue; paths of media are relative to the demo's folder.
         truth: What the scene is, in words; "" where only the absence of media counts.
@@ -86,6 +86,25 @@ class PartReport:
 
 
 @dataclass
+class BridgeReport:
+    """A second shipped bridge.
+
+    Attributes:
+        bridge: Its name.
+        loading_seconds: How long it took to open it.
+        exchanges: Its answers.
+        table: Its any-to-any table, recorded when it was made.
+        forgetting: Its accuracies after every stage of its training, as ``mmbridge.evaluation.forgetting.compare`` returns them.
+    """
+
+    bridge: str
+    loading_seconds: float
+    exchanges: list[Exchange]
+    table: list[dict[str, Any]]
+    forgetting: dict[str, Any]
+
+
+@dataclass
 class Report:
     """All that the page shows.
 
@@ -96,6 +115,7 @@ class Report:
         parts: The parts of the bridge that was used last.
         table: The any-to-any table.
         measured: Whose table it is, in words.
+        eight: The shipped bridge of eight modalities.
         stages: Stages that were trained.
         again: Answers of the bridge that was trained.
         environment: Versions and the machine.
@@ -107,6 +127,7 @@ class Report:
     parts: list[PartReport]
     table: list[dict[str, Any]]
     measured: str = "the shipped bridge, recorded when it was made"
+    eight: BridgeReport | None = None
     stages: list[StageReport] = field(default_factory=list)
     again: list[Exchange] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=lambda: describe_environment())
