@@ -1,4 +1,4 @@
-"""The page of a bridge of random tiny parts that really trains, and ``mmbridge demo --no-train``."""
+"""The page of a bridge of random tiny parts that really trains, that of eight modalities, and ``mmbridge demo --no-train``."""
 
 import base64
 import io
@@ -17,11 +17,12 @@ from mmbridge.cli.main import main
 from mmbridge.config import Recipe
 from mmbridge.demo import answer, train_stages
 from mmbridge.demo.page import build_page, write_page
-from mmbridge.demo.prompts import write_prompts
-from mmbridge.demo.report import Exchange, Report, describe_parts
+from mmbridge.demo.prompts import EIGHT, FOUR, RENDERING, below, write_prompts
+from mmbridge.demo.report import BridgeReport, Exchange, PartReport, Report, describe_parts
 from mmbridge.evaluation.any_to_any import evaluate
+from mmbridge.evaluation.forgetting import compare
 from mmbridge.media import load
-from mmbridge.synthetic import CARRIES, parse
+from mmbridge.synthetic import CARRIES, parse, render_audio, render_video
 from mmbridge.training.stages import STAGES
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -78,6 +79,37 @@ def prompts(tmp_path_factory):
     return folder, write_prompts(folder)
 
 
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """The folder of a demo, its prompts about eight modalities, and a report about them."""
+    out = tmp_path_factory.mktemp("eight")
+    prompts = write_prompts(out / "media", entries=EIGHT)
+    exchanges = []
+    for prompt in prompts:
+        (task,) = prompt.turns
+        messages = [below("media", task.messages[0])]
+        sources = "+".join(task.sources)
+        exchanges.append(
+            Exchange(prompt.title, sources, task.wanted, messages, prompt.truth, ["shape"], len(exchanges) < 10, 0.5)
+        )
+    cell = {"split": "unseen", "low": 0.8, "high": 1.0, "bound": 1.0, "n": 40, "written": None, "emission": 1.0}
+    table = [
+        {"in": ["depth"], "out": "text", "accuracy": 0.9, **cell, "factors": {"shape": 0.925, "place": 1.0}},
+        {"in": ["text", "imu"], "out": "audio", "accuracy": 0.95, **cell, "bound": 0.98, "written": 0.97},
+        {"in": ["fmri"], "out": "image", "accuracy": 0.95, **cell, "turn": 2},
+    ]
+    told = {"out": "text", "split": "unseen"}
+    first = [{"in": ["image"], "accuracy": 1.0, **told}]
+    last = [
+        {"in": ["image"], "accuracy": 0.96, **told},
+        {"in": ["imu"], "accuracy": 0.875, **told},
+        {"in": ["image", "audio"], "accuracy": 0.5, **told},
+    ]
+    forgetting = compare({"1-onellm-image": first, "2-onellm-depth_normal_imu_fmri": last})
+    second = BridgeReport("two", 1.5, exchanges, table, forgetting)
+    return out, prompts, Report("one", 0.5, [], [PartReport("a", 1, ["b"])], table[:1], eight=second)
+
+
 def short_recipes(out, parts):
     own = {**parts, "sd": str(out / "sd")}
     data = out / "data"
@@ -129,6 +161,41 @@ def test_prompts_go_every_way(prompts):
     assert ways >= {(source, wanted) for source in media for wanted in media}
     assert ways >= {("image+audio", "video"), ("image+audio", "text"), ("text+image", "image"), ("text", "none")}
     assert sum(len(prompt.turns) == 2 for prompt in found) == 3
+
+
+def test_prompts_about_eight_modalities_come_from_files_of_many_formats(eight):
+    out, prompts, _ = eight
+    kinds = set()
+    for prompt in prompts:
+        (task,) = prompt.turns
+        assert task.scene.split_for("+".join(task.sources)) == "unseen"
+        for part in task.messages[0]["content"]:
+            if part["type"] != "text":
+                kinds.add((part["type"], part["path"].rsplit(".", 1)[1]))
+                options = {key: value for key, value in part.items() if key not in ("type", "path")}
+                options |= {"picture": out / "media" / part["picture"]} if "picture" in part else {}
+                medium = load(part["type"], out / "media" / part["path"], **options)
+                assert medium.modality == part["type"]
+                assert part["type"] not in ("depth", "normal") or medium.picture is not None
+    assert {modality for modality, _ in kinds} == set(CARRIES) - {"text"}
+    assert kinds >= {("depth", "png"), ("pointcloud", "ply"), ("pointcloud", "csv"), ("imu", "csv"), ("audio", "mp4")}
+    ways = {("+".join(prompt.turns[0].sources), prompt.turns[0].wanted) for prompt in prompts}
+    assert ways >= {(source, "text") for source in (*CARRIES, "audio+video", "image+audio") if source != "text"}
+    assert ways >= {("pointcloud", "image"), ("depth", "image"), ("imu", "audio"), ("fmri", "video")}
+    names = [{file for entry in entries for file in entry.files.values()} for entries in (FOUR, EIGHT)]
+    assert not names[0] & names[1], "both write into one folder"
+
+
+def test_a_video_and_its_sound_are_one_file(eight):
+    out, prompts, _ = eight
+    number = next(number for number, entry in enumerate(EIGHT) if set(entry.files) == {"audio", "video"})
+    (file,) = set(EIGHT[number].files.values())
+    sound, clip = load("audio", out / "media" / file), load("video", out / "media" / file)
+    scene = prompts[number].turns[0].scene
+    frames, samples = render_video(scene, RENDERING + number), render_audio(scene, RENDERING + number)
+    assert np.abs(clip.frames.permute(0, 2, 3, 1).numpy().astype(float) - frames).mean() < 10
+    length = min(len(samples), len(sound.resample(16_000).samples))
+    assert np.corrcoef(samples[:length], sound.resample(16_000).samples.numpy()[:length])[0, 1] > 0.9
 
 
 def test_a_bridge_is_asked_only_for_what_it_makes(prompts, tmp_path):
@@ -201,6 +268,29 @@ def test_media_of_numbers_are_drawn(trained, tmp_path):
     assert [picture.size for picture in drawn] == [(9, 9), (480, 240), (256, 256)]
 
 
+def test_eight_modalities_have_cards_a_table_of_their_own_and_a_chart_of_forgetting(eight):
+    out, prompts, report = eight
+    text = build_page(report, out)
+    page = check_alone(text)
+    assert "eight" in page.ids and "#eight" in page.links
+    assert all(prompt.title in page.text for prompt in prompts)
+    assert "10 of 14" in page.text
+    sections = page.text.split("From any medium to any other")
+    assert "two , recorded when it was made" in sections[1] and "motion sensor" in sections[1]
+    assert "shape 92.5 %, place 100.0 %, emitted 100.0 %, n = 40" in text
+    assert "bound 98.0 %, written 97.0 %, emitted 100.0 %" in text
+    assert page.tags.count("details") == 2, "all but the first matrix are folded"
+    assert page.tags.count("polyline") == 2, "pairs have no curve"
+    assert "picture 0.960" in page.text and "motion sensor 0.875" in page.text
+    assert "2: depth normal imu fmri" in page.text
+    assert "the picture is furthest below its best, by 4.0 points" in page.text
+    maps = sum("picture" in part for prompt in prompts for part in prompt.turns[0].messages[0]["content"])
+    drawn = [source for source in page.sources if source.startswith("data:image/png")]
+    parts = [part for prompt in prompts for part in prompt.turns[0].messages[0]["content"]]
+    shown = [part for part in parts if part["type"] not in ("text", "video")]
+    assert len(drawn) == len(shown) + maps, "a drawing, spectrogram or picture each, and the picture of each map"
+
+
 def test_words_are_escaped(trained):
     out, report = trained
     nasty = "<script>alert('x')</script>&amp;"
@@ -249,10 +339,13 @@ def test_the_shipped_bridge_answers_in_an_empty_folder(tmp_path, monkeypatch, ca
     for tag in ("audio", "video", "img"):
         assert tag in page.tags
     prompts = write_prompts(tmp_path / "again", Bridge.from_pretrained("mmbridge/tiny").outputs)
-    right, wrong = page.text.count("✓ Right"), page.text.count("✗ Wrong")
+    first, second = page.text.split("Eight modalities, one encoder")
+    right, wrong = first.count("✓ Right"), first.count("✗ Wrong")
     # The shipped video decoder is barely trained (checkpoints/tiny-zeroscope/README.md): its videos do not count yet.
     still = [prompt for prompt in prompts if prompt.turns[-1].wanted != "video"]
     assert right >= 0.9 * len(still) and right + wrong == len(prompts)
+    right, wrong = second.count("✓ Right"), second.count("✗ Wrong")
+    assert right >= 0.9 * len(EIGHT) - 1 and right + wrong == len(EIGHT)
     printed = capsys.readouterr().out
     assert f"{len(prompts)}/{len(prompts)}" in printed and "Paint what you hear." in printed
     assert "\033[" not in printed, "no colours where nobody sees them"

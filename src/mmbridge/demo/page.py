@@ -95,7 +95,13 @@ def template(name: str) -> jinja2.Template:
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"duration": duration, "count": count, "percent": percent, "plain": plain_name}
+    environment.filters |= {
+        "duration": duration,
+        "count": count,
+        "percent": percent,
+        "plain": plain_name,
+        "in_full": in_full,
+    }
     return environment.get_template(name)
 
 
@@ -155,7 +161,7 @@ def charts(stage: StageReport) -> list[tuple[str, list[str], Markup]]:
 
 
 def stages_chart(forgetting: Mapping[str, Any]) -> tuple[Markup, dict[str, Any]]:
-    """Return the accuracy of each medium after every stage as a drawing, and the direction that fell most below its best.
+    """Return the accuracy of each medium after every stage as a drawing, and the direction that is furthest below its best.
 
     Args:
         forgetting: As ``mmbridge.evaluation.forgetting.compare`` returns it.
@@ -234,6 +240,14 @@ def graded(cell: Mapping[str, Any] | None) -> dict[str, Any] | None:
         **cell,
         "grade": round(min(1.0, max(0.0, (share - 0.5) / 0.5)), 3),
     }
+
+
+def in_full(cell: Mapping[str, Any]) -> str:
+    """Return the figures of a cell as words: the share of each factor, the baselines and how many replies there were."""
+    baselines = {"bound": cell["bound"], "written": cell["written"]} if cell["written"] is not None else {}
+    shares = {**cell["factors"], **baselines, "emitted": cell["emission"]}
+    figures = [f"{name} {100 * share:.1f} %" for name, share in shares.items() if share is not None]
+    return ", ".join([*figures, f"n = {cell['n']}"])
 
 
 def sizes(parts: Sequence[PartReport]) -> dict[str, int]:
