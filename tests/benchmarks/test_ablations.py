@@ -170,6 +170,18 @@ def test_a_study_that_is_not_there_is_named(load):
         load("ablations").read_studies(only=["signals"])
 
 
+def test_a_study_that_contradicts_itself_is_refused(load, root, tmp_path, monkeypatch):
+    ablations = load("ablations")
+    text = (root / "benchmarks" / "onellm.yaml").read_text()
+    monkeypatch.setattr(ablations, "__file__", str(tmp_path / "ablations.py"))
+    (tmp_path / "onellm.yaml").write_text(text.replace('largest alone: {"video:text"', 'largest alone: {"imu:text"'))
+    with pytest.raises(ConfigError, match="router does not measure 'imu:text' of 'as published'"):
+        ablations.read_studies("onellm")
+    (tmp_path / "onellm.yaml").write_text(text.replace("reference: nothing", "reference: tokenizer"))
+    with pytest.raises(ConfigError, match="encoder has no variant 'tokenizer'; did you mean 'tokenizers'"):
+        ablations.read_studies("onellm")
+
+
 def test_intervals_hold_seeds_and_requests(load):
     interval = load("ablations_page").interval
     mean, low, high = interval([0.5], 100)
