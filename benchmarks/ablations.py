@@ -31,6 +31,7 @@ from ablations_page import PAPERS, write_page
 from tqdm import tqdm
 
 from mmbridge import hub
+from mmbridge.bridge import Bridge
 from mmbridge.config import Recipe
 from mmbridge.data.features import FeatureStore
 from mmbridge.data.loader import StepBatches, prepare_all
@@ -264,10 +265,10 @@ def measure_pace(recipe: Recipe) -> tuple[float, float, float]:
 
 def measure_reply(out: Path, samples: int) -> tuple[float, float]:
     """Return the seconds of a reply in words and of one with a picture, baselines included, by the shipped bridge."""
-    seconds = []
+    bridge, seconds = Bridge.from_pretrained("mmbridge/tiny"), []
     for cell in ("image:text", "image:image"):
         began = time.monotonic()
-        evaluate("mmbridge/tiny", out / "pace", samples=samples, splits=["unseen"], cells=[cell], progress=False)
+        evaluate(bridge, out / "pace", samples=samples, splits=["unseen"], cells=[cell], progress=False)
         seconds.append((time.monotonic() - began) / samples)
     return seconds[0], seconds[1]
 
