@@ -1,12 +1,13 @@
-"""The ablations of NExT-GPT's paper in miniature: each choice of the bridge varied alone, on the synthetic world.
+"""The ablations of two papers in miniature: each choice of the bridge varied alone, on the synthetic world.
 
-benchmarks/ablations.yaml lists the studies, recipes/ablations has the stages that they vary. Runs that studies share are trained
-once, frozen features are computed once, two runs go on at a time with one thread each. What a stopped command has finished is kept:
-the same command goes on. How long it will take is measured before it starts. The figures go to results.json and, as a page, to
-results.md and assets/.
+benchmarks/ablations.yaml lists the studies of NExT-GPT, onellm.yaml those of OneLLM; recipes/ablations has the stages that they
+vary. Runs that studies share are trained once, frozen features are computed once, two runs go on at a time with one thread each.
+What a stopped command has finished is kept: the same command goes on. How long it will take is measured before it starts. The
+figures go to assets/ and, with those of the other paper where they are there, to results.md.
 
-    python benchmarks/ablations.py                                   all studies, two seeds: under an hour
-    python benchmarks/ablations.py --page docs                       the same, and the page goes to docs/results.md
+    python benchmarks/ablations.py                                   all studies of NExT-GPT, two seeds: under an hour
+    python benchmarks/ablations.py --studies onellm                  all studies of OneLLM, two seeds: under an hour
+    python benchmarks/ablations.py --page docs                       the figures go to docs/assets, the page to docs/results.md
     python benchmarks/ablations.py --only signal_tokens --seeds 1
     python benchmarks/ablations.py run.steps=20 --samples 10         key=value overrides every stage, for a quick look
 """
@@ -14,6 +15,7 @@ results.md and assets/.
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import multiprocessing
 import time
@@ -25,10 +27,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from ablations_page import write_page
+from ablations_page import PAPERS, write_page
 from tqdm import tqdm
 
 from mmbridge import hub
+from mmbridge.bridge import Bridge
 from mmbridge.config import Recipe
 from mmbridge.data.features import FeatureStore
 from mmbridge.data.loader import StepBatches, prepare_all
@@ -42,8 +45,9 @@ from mmbridge.training.freezing import freeze
 from mmbridge.training.run import build_bridge, build_data, train
 from mmbridge.training.stages import Stage
 
-STUDIES = Path(__file__).with_suffix(".yaml")
 RECIPES = Path(__file__).parents[1] / "recipes" / "ablations"
+
+Change = Literal["lower", "higher"]
 
 
 @dataclass(kw_only=True)
@@ -52,13 +56,15 @@ class Variant:
 
     Args:
         stages: Stages in their order; None for those of the study.
-        overrides: Values by dotted path, by the name of a stage or "every".
+        overrides: Values by dotted path, by the name of a stage or "every"; "*" stands for each of its ways in.
+        cells: Directions that are measured; None for those of the study.
         figure: Which figure of a cell is the variant's: what the bridge makes, what its decoder makes of the words of its
             replies, or of the right caption.
     """
 
     stages: list[str] | None = None
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cells: list[str] | None = None
     figure: Literal["accuracy", "written", "bound"] = "accuracy"
 
 
@@ -69,11 +75,11 @@ class Study:
     Args:
         title: Heading.
         question: What is varied, and how it is measured.
-        paper: What NExT-GPT's paper says about it.
+        paper: What the paper says about it.
         stages: Stages of every variant that names none.
         cells: Directions that are measured.
         reference: Variant that the others are compared with.
-        expected: By variant, where the paper would have it, compared with the reference.
+        expected: By variant, where the paper would have it, compared with the reference: in all directions, or by direction.
         variants: By name.
     """
 
@@ -83,8 +89,12 @@ class Study:
     stages: list[str]
     cells: list[str]
     reference: str
-    expected: dict[str, Literal["lower", "higher"]] = field(default_factory=dict)
+    expected: dict[str, Change | dict[str, Change]] = field(default_factory=dict)
     variants: dict[str, Variant]
+
+    def cells_of(self, label: str) -> list[str]:
+        """Return the directions in which a variant is measured."""
+        return self.variants[label].cells or self.cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +133,18 @@ class Run:
         return hash(self.name)
 
 
-def read_studies(only: Sequence[str] = ()) -> dict[str, Study]:
-    """Return the studies by name.
+def read_studies(paper: str = "ablations", only: Sequence[str] = ()) -> dict[str, Study]:
+    """Return the studies of a paper by name.
+
+    Args:
+        paper: One of ``PAPERS``, whose file has that name.
+        only: Names of studies; none for all.
 
     Raises:
         ConfigError: There is no such study, or one contradicts itself.
     """
-    values = mapping(parse_yaml(STUDIES.read_text(encoding="utf-8"), str(STUDIES)), str(STUDIES))
+    file = Path(__file__).with_name(f"{paper}.yaml")
+    values = mapping(parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file))
     studies = {name: build(Study, value, name) for name, value in values.items()}
     for name in only:
         if name not in studies:
@@ -138,6 +153,10 @@ def read_studies(only: Sequence[str] = ()) -> dict[str, Study]:
         for variant in (study.reference, *study.expected):
             if variant not in study.variants:
                 raise ConfigError(f"{name} has no variant {variant!r}{suggest(variant, list(study.variants))}")
+        named = [value for value in study.expected.values() if isinstance(value, dict)]
+        for cell in itertools.chain(*map(study.cells_of, study.variants), *named):
+            if cell not in study.cells_of(study.reference):
+                raise ConfigError(f"{name} does not measure {cell!r} of {study.reference!r}, its reference.")
     return {name: study for name, study in studies.items() if not only or name in only}
 
 
@@ -157,7 +176,12 @@ def run_of(study: Study, variant: Variant, seed: int, overrides: Sequence[str] =
     run = None
     for stage in stages:
         values = {**variant.overrides.get("every", {}), **variant.overrides.get(stage, {})}
-        own = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        ways = Recipe.load(RECIPES / f"{stage}.yaml").bridge.inputs
+        own = [
+            f"{key.replace('*', way)}={json.dumps(value)}"
+            for key, value in values.items()
+            for way in (ways if "*" in key else [""])
+        ]
         run = Run(stage, (*overrides, *own), seed, run)
     assert run is not None
     return run
@@ -216,7 +240,8 @@ def measure_pace(recipe: Recipe) -> tuple[float, float, float]:
     recipe.data.samples = count
     if recipe.data.inputs:
         recipe.data.pool = min(recipe.data.pool or count, 24)
-    bridge, _ = build_bridge(recipe)
+    with contextlib.redirect_stdout(None):  # what starts as what is no news here
+        bridge, _ = build_bridge(recipe)
     freeze(bridge, recipe.train)
     store, data = FeatureStore(), build_data(recipe)[0]
     seconds = []
@@ -240,10 +265,10 @@ def measure_pace(recipe: Recipe) -> tuple[float, float, float]:
 
 def measure_reply(out: Path, samples: int) -> tuple[float, float]:
     """Return the seconds of a reply in words and of one with a picture, baselines included, by the shipped bridge."""
-    seconds = []
+    bridge, seconds = Bridge.from_pretrained("mmbridge/tiny"), []
     for cell in ("image:text", "image:image"):
         began = time.monotonic()
-        evaluate("mmbridge/tiny", out / "pace", samples=samples, splits=["unseen"], cells=[cell], progress=False)
+        evaluate(bridge, out / "pace", samples=samples, splits=["unseen"], cells=[cell], progress=False)
         seconds.append((time.monotonic() - began) / samples)
     return seconds[0], seconds[1]
 
@@ -298,7 +323,9 @@ def collect(studies: Mapping[str, Study], last: Mapping[tuple[str, str, int], Ru
             seeds = {seed: run for (one, two, seed), run in last.items() if (one, two) == (name, label)}
             variants[label] = {
                 "stages": variant.stages or study.stages,
-                "seeds": {str(seed): _figures(run, variant.figure, study.cells, out) for seed, run in seeds.items()},
+                "seeds": {
+                    str(seed): _figures(run, variant.figure, study.cells_of(label), out) for seed, run in seeds.items()
+                },
             }
         texts = {key: getattr(study, key) for key in ("title", "question", "paper", "reference", "cells", "expected")}
         found[name] = {**texts, "variants": variants}
@@ -331,6 +358,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of every stage, by dotted path")
+    parser.add_argument(
+        "--studies", default="ablations", choices=PAPERS, help="whose: NExT-GPT's (ablations) or OneLLM's"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), metavar="DIR", help="(runs/ablations)")
     parser.add_argument("--page", type=Path, metavar="DIR", help="folder of results.md and assets/ (--out)")
     parser.add_argument("--only", nargs="+", default=[], metavar="STUDY", help="studies (all)")
@@ -351,7 +381,7 @@ def _run(given: argparse.Namespace) -> None:
     for name in ("seeds", "samples", "processes"):
         if getattr(given, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, not {getattr(given, name)}.")
-    studies = read_studies(given.only)
+    studies = read_studies(given.studies, given.only)
     last = {
         (name, label, seed): run_of(study, variant, seed, given.overrides)
         for name, study in studies.items()
@@ -359,14 +389,14 @@ def _run(given: argparse.Namespace) -> None:
         for seed in range(given.seeds)
     }
     cells: dict[Run, dict[str, None]] = {}
-    for (name, _, _), run in last.items():
+    for (name, label, _), run in last.items():
         chain = [run]
         while (before := chain[-1].parent) is not None:
             chain.append(before)
         for one in reversed(chain):
             one.recipe.validate()
             cells.setdefault(one, {})
-        cells[run].update(dict.fromkeys(studies[name].cells))
+        cells[run].update(dict.fromkeys(studies[name].cells_of(label)))
     # Runs without a parent go first, and of those the first of every seed, which fills the cache that the others read.
     ordered = sorted(cells.items(), key=lambda item: item[0].parent is not None)
     left = {run: list(want) for run, want in ordered if not _is_done(run, given.out, want, given.samples)}
@@ -378,8 +408,7 @@ def _run(given: argparse.Namespace) -> None:
             print(f"about {seconds / 60:.1f} minutes at the speed of now", flush=True)
             execute(pool, given.processes, left, given.out, given.samples)
     results = collect(studies, last, given.out, given.samples)
-    hub.write_json(given.out / "results.json", results)
-    print(write_page(results, given.page or given.out))
+    print(write_page(given.studies, results, given.page or given.out))
 
 
 def _pool(processes: int) -> Executor:

@@ -43,7 +43,7 @@ def test_the_command_trains_measures_and_goes_on(load, tmp_path, capsys):
     load("ablations").main(command)
     written = capsys.readouterr().out
     assert "4 runs, 4 of them to do" in written and " minutes at the speed of now" in written
-    study = json.loads((tmp_path / "results.json").read_text())["studies"]["signal_tokens"]
+    study = json.loads((tmp_path / "assets" / "ablations.json").read_text())["studies"]["signal_tokens"]
     found = {label: variant["seeds"]["0"] for label, variant in study["variants"].items()}
     assert [one["steps"] for one in found.values()] == [2, 2, 2, 2]
     trained = [found[f"{count} signal{'s' * (count > 1)}"]["trained"] for count in (1, 2, 4, 8)]
@@ -58,10 +58,47 @@ def test_the_command_trains_measures_and_goes_on(load, tmp_path, capsys):
     assert (tmp_path / "results.md").read_text() == first
 
 
-def test_every_variant_is_a_chain_of_valid_recipes(load):
+def test_stages_of_onellm_follow_each_other_and_a_variant_has_cells_of_its_own(load, tmp_path, capsys, results):
+    load("ablations_page").write_page("ablations", results, tmp_path)
+    command = ["--studies", "onellm", "--only", "replay", "--out", str(tmp_path), *QUICK]
+    load("ablations").main(command)
+    assert "4 runs, 4 of them to do" in capsys.readouterr().out
+    study = json.loads((tmp_path / "assets" / "onellm.json").read_text())["studies"]["replay"]
+    found = {label: variant["seeds"]["0"] for label, variant in study["variants"].items()}
+    assert {label: one["steps"] for label, one in found.items()} == {
+        "after the first stage": 2, "none": 4, "15 %": 4, "50 %": 4,
+    }  # fmt: skip
+    assert set(found["after the first stage"]["cells"]) == {"image:text"}
+    assert set(found["none"]["cells"]) == {"image:text", "video:text", "audio:text"}
+    assert (
+        len({one["trained"] for one in found.values()}) == 2
+    )  # over both stages, pictures train also where none are repeated
+    log = next(
+        file.read_text()
+        for file in (tmp_path / "runs").glob("onellm-video_audio-*/log.txt")
+        if "MiB" in file.read_text()
+    )
+    assert "inputs.shared.experts: 3 experts start as the parent's one, with noise 0.1" in log
+    assert "inputs.video.projection starts as inputs.image.projection" in log
+    text = (tmp_path / "results.md").read_text()
+    assert text.index("## NExT-GPT") < text.index("### Grouping or linear") < text.index("## OneLLM")
+    assert "| after the first stage | 2 |" in text and text.index("## OneLLM") < text.index("### How much is repeated")
+    assert (
+        "| after the first stage | image to text |" in text and "| after the first stage | video to text |" not in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("paper", "stages"),
+    [
+        ("ablations", {"encoder_alignment": 4, "decoder_alignment": 5, "instruction_tuning": 7}),
+        ("onellm", {"onellm-image": 4, "onellm-video_audio": 17}),
+    ],
+)
+def test_every_variant_is_a_chain_of_valid_recipes(load, paper, stages):
     ablations = load("ablations")
     runs = set()
-    for study in ablations.read_studies().values():
+    for study in ablations.read_studies(paper).values():
         for variant in study.variants.values():
             run = ablations.run_of(study, variant, 0)
             while run is not None:
@@ -69,7 +106,7 @@ def test_every_variant_is_a_chain_of_valid_recipes(load):
                 runs.add(run)
                 run = run.parent
     counts = Counter(run.stage for run in runs)
-    assert counts == {"encoder_alignment": 4, "decoder_alignment": 5, "instruction_tuning": 7}
+    assert counts == stages
 
 
 def test_what_variants_share_is_trained_once(load):
@@ -94,9 +131,55 @@ def test_one_stage_instead_of_three_takes_as_many_steps(load):
     assert alone.parent is None and alone.recipe.run.steps == steps == 930
 
 
+def test_all_at_once_and_alone_every_modality_is_drawn_as_often_as_step_by_step(load):
+    ablations = load("ablations")
+    study = ablations.read_studies("onellm")["training"]
+    draws = {}
+    for label, variant in study.variants.items():
+        draws[label] = Counter()
+        run = ablations.run_of(study, variant, 0)
+        while run is not None:
+            data, steps = run.recipe.data, run.recipe.run.steps
+            for name in data.inputs:
+                if data.replay is None:
+                    draws[label][name] += steps / len(data.inputs)
+                else:
+                    share = data.replay.share if name in data.replay.of else (1 - data.replay.share) / 2
+                    draws[label][name] += steps * share
+            run = run.parent
+    own = draws.pop("step by step")
+    assert set(own) == {"image", "video", "audio"}
+    assert draws.pop("all at once, 600 steps") == pytest.approx(own, abs=0.1)
+    assert draws == {f"{label} alone": {name: own[name]} for label, name in
+                     (("pictures", "image"), ("videos", "video"), ("sounds", "audio"))}  # fmt: skip
+
+
+def test_a_star_stands_for_every_way_in(load):
+    ablations = load("ablations")
+    study = ablations.read_studies("onellm")["encoder"]
+    run = ablations.run_of(study, study.variants["all of it"], 0)
+    ways = run.recipe.bridge.inputs
+    assert set(ways) == {"image", "video", "audio"}
+    assert {way.arguments["encoder"].arguments["trains"] for way in ways.values()} == {"encoder"}
+    assert "inputs.shared.encoder" in run.recipe.bridge.part_names()
+    assert run.parent.recipe.bridge.inputs["image"].arguments["encoder"].arguments["trains"] == "encoder"
+
+
 def test_a_study_that_is_not_there_is_named(load):
     with pytest.raises(ConfigError, match="no study 'signals'.*signal_tokens"):
-        load("ablations").read_studies(["signals"])
+        load("ablations").read_studies(only=["signals"])
+
+
+def test_a_study_that_contradicts_itself_is_refused(load, root, tmp_path, monkeypatch):
+    ablations = load("ablations")
+    text = (root / "benchmarks" / "onellm.yaml").read_text()
+    monkeypatch.setattr(ablations, "__file__", str(tmp_path / "ablations.py"))
+    (tmp_path / "onellm.yaml").write_text(text.replace('largest alone: {"video:text"', 'largest alone: {"imu:text"'))
+    with pytest.raises(ConfigError, match="router does not measure 'imu:text' of 'as published'"):
+        ablations.read_studies("onellm")
+    (tmp_path / "onellm.yaml").write_text(text.replace("reference: nothing", "reference: tokenizer"))
+    with pytest.raises(ConfigError, match="encoder has no variant 'tokenizer'; did you mean 'tokenizers'"):
+        ablations.read_studies("onellm")
 
 
 def test_intervals_hold_seeds_and_requests(load):
@@ -114,17 +197,20 @@ def test_intervals_hold_seeds_and_requests(load):
 
 def test_the_page_says_what_the_figures_say(load, results, tmp_path):
     module = load("ablations_page")
-    path = module.write_page(results, tmp_path)
+    path = module.write_page("ablations", results, tmp_path)
     text = path.read_text()
     assert "| grouping | 400 | 1,500 (1.5 %) | 0.800 (" in text and "| linear | 400 | 1,500 (1.5 %) | 0.200 (" in text
     assert "| linear | image to text | -0.600 (" in text and "lower, as in the paper" in text
-    assert "contrary" not in text and "Seeds: 0, 1" in text
+    assert "contrary" not in text and "seeds: 0, 1" in text and "1 come out as there, 0 the other way round" in text
     drawing = (tmp_path / "assets" / "ablations-input_projection.svg").read_text()
     assert "grouping" in drawing and "image to text" in drawing
-    results["studies"]["input_projection"]["reference"] = "linear"
-    results["studies"]["input_projection"]["expected"] = {"grouping": "lower"}
-    assert "| grouping | image to text | +0.600 (" in module.page(results)
-    assert "**higher, contrary to the paper**" in module.page(results)
+    study = results["studies"]["input_projection"]
+    study |= {"reference": "linear", "expected": {"grouping": {"image:text": "lower"}}}
+    text = module.page({"ablations": results})
+    assert "| grouping | image to text | +0.600 (" in text and "**higher, contrary to the paper**" in text
+    assert "0 come out as there, 1 the other way round" in text
+    study["expected"] = {"grouping": {"audio:text": "lower"}}
+    assert "contrary" not in module.page({"ablations": results})
 
 
 def test_verdicts(load):
@@ -134,18 +220,25 @@ def test_verdicts(load):
 
 
 def test_the_page_in_docs_is_that_of_its_figures(load, root):
-    page, figures = root / "docs" / "results.md", root / "docs" / "assets" / "ablations.json"
-    assert page.exists() == figures.exists()
-    if page.exists():
-        assert page.read_text() == load("ablations_page").page(json.loads(figures.read_text()))
+    module = load("ablations_page")
+    assert (root / "docs" / "results.md").read_text() == module.page(module.read_figures(root / "docs"))
 
 
-def test_the_shared_stages_differ_from_the_tiny_ones_in_size_alone(root):
-    for file in (root / "recipes" / "ablations").glob("*.yaml"):
-        small, tiny = (
-            Recipe.load(file).bridge.to_dict(),
-            Recipe.load(root / "recipes" / "tiny" / file.name).bridge.to_dict(),
-        )
-        assert small["backbone"] == tiny["backbone"]
-        for group in ("inputs", "outputs"):
-            assert small[group] == {name: tiny[group][name] for name in small[group]}
+@pytest.mark.parametrize(
+    ("small", "tiny"),
+    [
+        ("encoder_alignment", "encoder_alignment"),
+        ("decoder_alignment", "decoder_alignment"),
+        ("instruction_tuning", "instruction_tuning"),
+        ("onellm-image", "onellm-image"),
+        ("onellm-video_audio", "onellm-video_audio_pointcloud"),
+    ],
+)
+def test_the_shared_stages_differ_from_the_tiny_ones_in_size_alone(root, small, tiny):
+    small, tiny = (
+        Recipe.load(root / "recipes" / folder / f"{name}.yaml").bridge.to_dict()
+        for folder, name in (("ablations", small), ("tiny", tiny))
+    )
+    assert small["backbone"] == tiny["backbone"]
+    for group in ("inputs", "outputs"):
+        assert small[group] == {name: tiny[group][name] for name in small[group]}

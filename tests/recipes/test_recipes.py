@@ -24,6 +24,10 @@ TRAINED = {
     "instruction_tuning": ["inputs.*.projection", "outputs.*.projection", "outputs.*.rows", "backbone.lora"],
 }
 ONELLM_TRAINED = {"encoder_alignment": ["inputs.*"], "instruction_tuning": ["backbone.lora"]}
+TINY_ONELLM_TRAINED = {
+    **ONELLM_TRAINED,
+    "instruction_tuning": ["backbone.lora", "outputs.*.projection", "outputs.*.rows"],
+}
 
 
 def test_every_system_has_the_three_stages():
@@ -31,8 +35,10 @@ def test_every_system_has_the_three_stages():
     assert {file.with_suffix("").as_posix() for file in files} == set(recipe_names())
     systems = {name.split("/")[0] for name in recipe_names()}
     assert systems >= {"tiny", "nextgpt"}
-    for system in ("tiny", "nextgpt"):
-        assert set(recipe_names(f"{system}/*")) == {f"{system}/{stage}" for stage in STAGES}
+    assert set(recipe_names("nextgpt/*")) == {f"nextgpt/{stage}" for stage in STAGES}
+    assert set(recipe_names("tiny/*")) == {
+        f"tiny/{stage}" for stage in (*STAGES, *(f"onellm-{name}" for name in ONELLM))
+    }
     assert set(recipe_names("onellm/*")) == {f"onellm/{stage}" for stage in ONELLM}
 
 
@@ -40,15 +46,39 @@ def test_every_system_has_the_three_stages():
 def test_recipe_is_valid_and_fits_its_stage(name):
     recipe = Recipe.load(name)
     recipe.validate()
-    system, _, stage = name.partition("/")
-    if system == "onellm":  # several alignments, called after what comes in new
+    stage, onellm = name.partition("/")[2].removeprefix("onellm-"), "onellm" in name
+    if onellm:  # several alignments, called after what comes in new
         assert recipe.stage == ("encoder_alignment" if stage != ONELLM[-1] else stage)
     else:
         assert recipe.stage == stage
     trained = [part for part in recipe.bridge.part_names() if any(fnmatch.fnmatch(part, rule) for rule in recipe.train)]
     check_stage(recipe.stage, trained, recipe.losses)
-    assert recipe.train == (ONELLM_TRAINED if system == "onellm" else TRAINED)[recipe.stage]
+    known = (TINY_ONELLM_TRAINED if name.startswith("tiny/") else ONELLM_TRAINED) if onellm else TRAINED
+    assert recipe.train == known[recipe.stage]
     assert Recipe.from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_tiny_onellm_grows_from_stage_to_stage():
+    recipes = [Recipe.load(f"tiny/onellm-{stage}") for stage in ONELLM]
+    before = [f"runs/tiny/onellm-{stage}" for stage in ONELLM[:-1]]
+    assert [list(recipe.parents) for recipe in recipes] == [
+        [],
+        *([name] for name in before[:2]),
+        [before[2], "mmbridge/tiny"],
+    ]
+    assert [tuple(recipe.bridge.inputs) for recipe in recipes] == [
+        MODALITIES[:1],
+        MODALITIES[:4],
+        MODALITIES,
+        MODALITIES,
+    ]
+    last = [{name: way.to_dict() for name, way in recipe.bridge.inputs.items()} for recipe in recipes[2:]]
+    for name in MODALITIES:
+        assert {**last[0][name], "like": None} == {**last[1][name], "like": None}
+    tiny, ours = (
+        Recipe.load(f"tiny/{name}").bridge.to_dict() for name in ("instruction_tuning", "onellm-instruction_tuning")
+    )
+    assert (tiny["outputs"], tiny["backbone"]) == (ours["outputs"], ours["backbone"])
 
 
 @pytest.mark.parametrize("system", ["tiny", "nextgpt"])

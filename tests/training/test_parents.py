@@ -229,7 +229,7 @@ def test_a_curriculum_goes_from_run_to_run(make, parts, tmp_path):
     ways = {"image": way("image", several, tags=True), "video": way("video", several, tags=True, like="image")}
     stages = (
         ({"image": way("image", {**shared, "num_experts": 1}, tags=True)}, {}),
-        (ways, {"losses": {"text": 1.0, "image.balance": 0.1}}),
+        (ways, {"losses": {"text": 1.0, "image.balance": 0.1}, "train": ["inputs.shared.*", "inputs.image.*"]}),
         (ways, {"stage": "instruction_tuning", "train": ["backbone.weights"]}),
     )
     parent = None

@@ -36,7 +36,8 @@ def load_parents(bridge: Any, parents: Mapping[str, Sequence[str]], inputs: Mapp
             )
         print(f"from {parent}: {', '.join(read)}", flush=True)
         present |= {name.split(".")[1] for name in read if name.startswith("inputs.")}
-    _start_alike(bridge, inputs, present)
+    if parents:
+        _start_alike(bridge, inputs, present)
 
 
 @torch.no_grad()
