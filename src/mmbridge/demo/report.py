@@ -115,9 +115,9 @@ class Report:
         parts: The parts of the bridge that was used last.
         table: The any-to-any table.
         measured: Whose table it is, in words.
-        eight: The shipped bridge of eight modalities.
         stages: Stages that were trained.
         again: Answers of the bridge that was trained.
+        eight: The shipped bridge of eight modalities.
         environment: Versions and the machine.
     """
 
@@ -127,9 +127,9 @@ class Report:
     parts: list[PartReport]
     table: list[dict[str, Any]]
     measured: str = "the shipped bridge, recorded when it was made"
-    eight: BridgeReport | None = None
     stages: list[StageReport] = field(default_factory=list)
     again: list[Exchange] = field(default_factory=list)
+    eight: BridgeReport | None = None
     environment: dict[str, str] = field(default_factory=lambda: describe_environment())
 
 
