@@ -8,8 +8,7 @@
 
 The transformer is the picture tower of checkpoints/tiny-imagebind, a CLIP-ViT with GELU, whose patches span two frames, and is
 never changed. Each of the other tokenizers learns through it, so that linear read-outs of single factors, thrown away afterwards,
-find them in the class token and in the mean of the others. That of points starts as the pictures', and motions are
-bound to the sounds of what moves so.
+find them in the class token and in the mean of the others. That of points starts as the pictures'.
 """
 
 import argparse
@@ -122,21 +121,6 @@ def start_as_pictures(tokenizer: Tokenizer) -> None:
     tokenizer.positions.copy_(pictures.positions)
 
 
-@torch.no_grad()
-def bind(raw: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return what sounds look like by size and motion, the class token and the mean of the others: (sizes, motions, 2, dim)."""
-    encoder = UniversalEncoder("audio", TARGET)
-    seen = torch.cat([pooled(encoder(part.float())) for part in raw.split(100)])
-    size, motion = (labels[:, list(FACTORS).index(factor)] for factor in ("size", "motion"))
-    same = [[(size == one) & (motion == other) for other in range(6)] for one in range(3)]
-    return torch.stack([torch.stack([seen[both].mean(0) for both in row]) for row in same])
-
-
-def pooled(tokens: torch.Tensor) -> torch.Tensor:
-    """Return the class token, and the mean of the others: (B, T, D) -> (B, 2, D)."""
-    return torch.stack([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
-
-
 class ReadOuts(torch.nn.Module):
     """Factors from the class token, and from the mean of the others."""
 
@@ -182,7 +166,6 @@ def train(modality: str, options: argparse.Namespace) -> None:
     if modality == "pointcloud":
         start_as_pictures(encoder.tokenizer)
     reads = ReadOuts(modality, encoder.sizes.dim)
-    sounds = bind(*make_pool("audio", 1500, 400_000_000, options.workers)) if modality == "imu" else None
     trained = [*encoder.tokenizer.parameters(), *reads.parameters()]
     optimizer = torch.optim.AdamW(trained, options.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(options.steps, 100))
@@ -206,15 +189,11 @@ def train(modality: str, options: argparse.Namespace) -> None:
 
     for step in range(options.steps):
         rows = torch.from_numpy(rng.choice(len(raw), options.batch, replace=False))
-        tokens = encoder.encode(vary(raw[rows].float(), modality))
-        found = reads(tokens)
+        found = reads(encoder.encode(vary(raw[rows].float(), modality)))
         losses = {
             factor: sum(F.cross_entropy(logits, labels[rows, number]) for logits in found[factor])
             for factor, number in numbers.items()
         }
-        if sounds is not None:
-            wanted = sounds[labels[rows, numbers["size"]], labels[rows, numbers["motion"]]]
-            losses["like a sound"] = 4 * F.mse_loss(pooled(tokens), wanted) / sounds.flatten(0, 1).var(0).mean()
         optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
