@@ -47,7 +47,8 @@ def sizes() -> UniversalConfig:
                          vision["video_seconds"], vision["video_crops"], tubelet=vision["frames"]),
         audio=AudioSizes(audio["patch"], audio["stride"], audio["mel_bins"], audio["frames"], audio["sample_rate"],
                          audio["seconds"], audio["mean"], audio["std"]),
-        pointcloud=PointSizes(128, 256, 6, 1024, vision["patch"], vision["image_size"], tuple(vision["mean"]), tuple(vision["std"])),
+        pointcloud=PointSizes(128, 256, 6, 1024, vision["patch"], vision["image_size"], tuple(vision["mean"]),
+                              tuple(vision["std"])),
         imu=ImuSizes(kernel=16, stride=8, steps=200, channels=6, sample_rate=100.0),
         fmri=FmriSizes(voxels=512, tokens=8),
     )  # fmt: skip
@@ -145,7 +146,7 @@ def vary(raw: torch.Tensor, modality: str) -> torch.Tensor:
     """Roughen raw inputs a little: a pool is soon known by heart."""
     if modality == "audio":
         raw = raw + 0.2 * torch.randn(len(raw), 1, 1, 1, 1)
-    return raw + {"audio": 0.1, "pointcloud": 0.02, "imu": 0.05, "fmri": 0.5}[modality] * torch.randn_like(raw)
+    return raw + {"audio": 0.1, "pointcloud": 0.03, "imu": 0.05, "fmri": 0.5}[modality] * torch.randn_like(raw)
 
 
 def train(modality: str, options: argparse.Namespace) -> None:
@@ -158,12 +159,13 @@ def train(modality: str, options: argparse.Namespace) -> None:
         f"{tuple(raw.shape)} mean {raw.float().mean():.2f} std {raw.float().std():.2f}, {time.time() - started:.0f} s",
         flush=True,
     )
-    state = load_file(TARGET / "model.safetensors")
-    others = {name: value for name, value in state.items() if not name.startswith(f"tokenizers.{modality}.")}
-    save_file(others, TARGET / "model.safetensors")  # so that this one starts anew
+    if not options.again:
+        state = load_file(TARGET / "model.safetensors")
+        others = {name: value for name, value in state.items() if not name.startswith(f"tokenizers.{modality}.")}
+        save_file(others, TARGET / "model.safetensors")  # so that this one starts anew
     encoder = UniversalEncoder(modality, TARGET, trains="tokenizer")
     encoder.tokenizer.requires_grad_(True)
-    if modality == "pointcloud":
+    if modality == "pointcloud" and not options.again:
         start_as_pictures(encoder.tokenizer)
     reads = ReadOuts(modality, encoder.sizes.dim)
     trained = [*encoder.tokenizer.parameters(), *reads.parameters()]
@@ -179,13 +181,11 @@ def train(modality: str, options: argparse.Namespace) -> None:
         reads.eval()
         found = [reads(encoder(part.float())) for part in held.split(100)]
         reads.train()
-        return {
-            factor: [
-                round(float((torch.cat([each[factor][kind] for each in found]).argmax(1) == held_labels[:, number]).float().mean()), 3)
-                for kind in range(2)
-            ]
-            for factor, number in numbers.items()
-        }  # fmt: skip
+        report = {}
+        for factor, number in numbers.items():
+            guesses = [torch.cat([each[factor][kind] for each in found]).argmax(1) for kind in range(2)]
+            report[factor] = [round(float((guess == held_labels[:, number]).float().mean()), 3) for guess in guesses]
+        return report
 
     for step in range(options.steps):
         rows = torch.from_numpy(rng.choice(len(raw), options.batch, replace=False))
@@ -228,6 +228,7 @@ def save(modality: str, encoder: UniversalEncoder, report: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("start", "audio", "pointcloud", "imu", "fmri"))
+    parser.add_argument("--again", action="store_true", help="go on from the tokenizer that is there")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--pool", type=int, default=8000)
