@@ -10,7 +10,7 @@ from mmbridge.evaluation.any_to_any import gold_accuracy, make_tasks, measure, r
 from mmbridge.synthetic import CARRIES, judge
 
 EIGHT = ("image", "video", "audio", "pointcloud", "depth", "normal", "imu", "fmri")
-LEAST = {"imu": 0.75}  # short of the 0.90 of all others: a third of its combinations of size and motion was never shown
+LEAST = {"imu": 0.75, "depth": 0.85}  # short of the 0.90 of all others; of motion, a third of what there is was never shown
 REQUESTS = 100
 
 
@@ -50,7 +50,7 @@ def test_a_video_with_its_sound_tells_more_than_either_alone(bridge):
 @pytest.mark.parametrize(("source", "wanted"), [("pointcloud", "image"), ("imu", "audio"), ("fmri", "audio")])
 def test_what_comes_in_anew_goes_out_through_the_ways_that_were_there(bridge, source, wanted):
     tasks = make_tasks(source, wanted, "unseen", 40, seed=0)
-    assert share(measure(bridge, tasks, batch_size=40)) >= 0.85 * gold_accuracy(bridge, tasks)
+    assert share(measure(bridge, tasks, batch_size=40)) >= LEAST.get(source, 0.90) * gold_accuracy(bridge, tasks)
 
 
 def test_its_table_and_what_it_has_forgotten():

@@ -240,7 +240,7 @@ class PatchTokenizer(Tokenizer):
         super().__init__(sizes.grid, dim)
         self.tubelet = sizes.tubelet if isinstance(sizes, ImageSizes) else 1
         self.projection: nn.Conv2d | nn.Conv3d
-        if isinstance(sizes, AudioSizes):
+        if not isinstance(sizes, ImageSizes):
             self.projection = nn.Conv2d(1, dim, sizes.patch, stride=sizes.stride)
         elif self.tubelet == 1:
             self.projection = nn.Conv2d(3, dim, sizes.patch, stride=sizes.patch, bias=False)
