@@ -1,6 +1,7 @@
 """Where a stage starts: as its parent, as another modality, as copies of one expert."""
 
 import copy
+import shutil
 
 import pytest
 import tiny
@@ -67,6 +68,19 @@ def test_a_new_modality_starts_as_the_one_it_is_like(make, save, capsys):
     ]
     ours, theirs = (bridge.inputs[name].projection for name in ("video", "image"))
     assert not {id(value) for value in ours.parameters()} & {id(value) for value in theirs.parameters()}
+
+
+def test_several_parents_give_the_parts_that_they_are_asked_for(make, save, tmp_path):
+    inputs = {name: way(name, tags=True) for name in ("image", "video")}
+    parent, before = save(inputs)
+    other = str(shutil.copytree(parent, tmp_path / "other"))
+    values = make(inputs).to_dict()
+    recipe = Recipe.from_dict({**values, "parent": {str(parent): ["inputs.image.*"], other: ["inputs.video.tags"]}})
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    found = {name: same(part, before[name]) for name, part in build_bridge(recipe)[0].parts().items()}
+    assert [name for name, taken in found.items() if not taken] == ["inputs.video.projection"]
+    with pytest.raises(ConfigError, match=r"has no part in common with this recipe's bridge among outputs\.\*"):
+        build_bridge(Recipe.from_dict({**values, "parent": {other: ["outputs.*"]}}))
 
 
 def test_a_new_modality_starts_anew_unless_told_otherwise(make, save, capsys):
