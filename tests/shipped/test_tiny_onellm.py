@@ -10,7 +10,10 @@ from mmbridge.evaluation.any_to_any import gold_accuracy, make_tasks, measure, r
 from mmbridge.synthetic import CARRIES, judge
 
 EIGHT = ("image", "video", "audio", "pointcloud", "depth", "normal", "imu", "fmri")
-LEAST = {"imu": 0.75, "depth": 0.85}  # short of the 0.90 of all others; of motion, a third of what there is was never shown
+LEAST = {
+    "imu": 0.75,
+    "depth": 0.85,
+}  # short of the 0.90 of all others; of motion, a third of what there is was never shown
 REQUESTS = 100
 
 
