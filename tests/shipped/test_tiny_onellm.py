@@ -31,7 +31,7 @@ def test_answers_name_every_factor_that_a_modality_carries(bridge, source):
     assert share(measure(bridge, make_tasks(source, "text", "unseen", REQUESTS, seed=3))) >= LEAST.get(source, 0.90)
 
 
-def test_a_video_with_its_sound_tells_more_than_either_alone(bridge):
+def test_a_video_with_its_sound_tells_as_much_as_the_video_and_more_than_the_sound(bridge):
     """Of what only one carries, colour and place: as much as from the video, and far more than from the sound."""
     found = {}
     for source in ("audio", "video", "audio+video"):

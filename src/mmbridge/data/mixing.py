@@ -175,9 +175,8 @@ def _mirrored_below(count: int, bound: int) -> int:
     """How many numbers below ``count`` are below ``bound / 2^53`` when their bits are mirrored."""
     found = 0
     for bit in range(count.bit_length()):
-        if (
-            count >> bit & 1
-        ):  # 2^bit numbers that share their upper bits, which mirrored are an offset to multiples of a step
+        # 2^bit numbers that share their upper bits, which mirrored are an offset to multiples of a step
+        if count >> bit & 1:
             offset = int(f"{count >> bit + 1 << bit + 1:0{_BITS}b}"[::-1], 2)
             step = 1 << _BITS - bit
             found += min(max(-((offset - bound) // step), 0), 1 << bit)
