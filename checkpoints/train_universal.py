@@ -8,7 +8,8 @@
 
 The transformer is the picture tower of checkpoints/tiny-imagebind, a CLIP-ViT with GELU, whose patches span two frames, and is
 never changed. Each of the other tokenizers learns through it, so that linear read-outs of single factors, thrown away afterwards,
-find them in the class token and in the mean of the others. That of points starts as the pictures'.
+find them in the class token and in the mean of the others. That of points starts as the pictures'. That of motion sensors is also
+asked to add up what its two factors say (see ``spread``), for a bridge sees so few combinations of them.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def sizes() -> UniversalConfig:
                          audio["seconds"], audio["mean"], audio["std"]),
         pointcloud=PointSizes(128, 256, 6, 1024, vision["patch"], vision["image_size"], tuple(vision["mean"]),
                               tuple(vision["std"])),
-        imu=ImuSizes(kernel=16, stride=8, steps=200, channels=6, sample_rate=100.0),
+        imu=ImuSizes(kernel=40, stride=8, steps=200, channels=6, sample_rate=100.0, hidden=128),
         fmri=FmriSizes(voxels=512, tokens=8),
     )  # fmt: skip
 
@@ -142,11 +143,37 @@ class ReadOuts(torch.nn.Module):
         return {factor: [self.layers[f"{factor}{kind}"](pooled[kind]) for kind in range(2)] for factor in self.factors}
 
 
+def spread(tokens: torch.Tensor, labels: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Return how far tokens are from sums of one code per value of each factor, codes of a factor being equally far apart.
+
+    It is minus the logarithm of the share of the variance that a direction between codes has, averaged over the directions of a factor
+    and summed over factors. What factors do together, and noise, lower all shares.
+
+    Args:
+        tokens: (B, T, dim).
+        labels: (B, F) of factors.
+        counts: Values of each factor.
+    """
+    features = tokens.flatten(1) - tokens.flatten(1).mean(0)
+    values = torch.cat([F.one_hot(row, count).float() for row, count in zip(labels.T, counts, strict=True)], dim=1)
+    values = values - values.mean(0)
+    ridge = 1e-2 * torch.eye(values.shape[1])
+    codes = torch.linalg.solve(values.T @ values + ridge, values.T @ features)  # least squares, of all factors at once
+    variance = features.square().sum(1).mean()
+    total = torch.zeros(())
+    for part in codes.split(counts):
+        part = part - part.mean(0)
+        shares = part @ part.T / variance / len(part) + 1 / len(part)  # the direction of their sum, which is 0, counts as 1
+        total = total - torch.logdet(shares) / (len(part) - 1)
+    return total
+
+
 def vary(raw: torch.Tensor, modality: str) -> torch.Tensor:
     """Roughen raw inputs a little: a pool is soon known by heart."""
     if modality == "audio":
         raw = raw + 0.2 * torch.randn(len(raw), 1, 1, 1, 1)
-    return raw + {"audio": 0.1, "pointcloud": 0.03, "imu": 0.05, "fmri": 0.5}[modality] * torch.randn_like(raw)
+    noise = torch.randn_like(raw) * (torch.rand(len(raw), 1, 1) if modality == "imu" else 1)
+    return raw + {"audio": 0.1, "pointcloud": 0.03, "imu": 0.2, "fmri": 0.5}[modality] * noise
 
 
 def train(modality: str, options: argparse.Namespace) -> None:
@@ -175,6 +202,7 @@ def train(modality: str, options: argparse.Namespace) -> None:
     rng = np.random.default_rng(options.seed)
     started = time.time()
     numbers = {factor: list(FACTORS).index(factor) for factor in CARRIES[modality]}
+    counts = [len(FACTORS[factor]) for factor in numbers]
 
     @torch.no_grad()
     def measure() -> dict[str, list[float]]:
@@ -189,11 +217,14 @@ def train(modality: str, options: argparse.Namespace) -> None:
 
     for step in range(options.steps):
         rows = torch.from_numpy(rng.choice(len(raw), options.batch, replace=False))
-        found = reads(encoder.encode(vary(raw[rows].float(), modality)))
+        tokens = encoder.encode(vary(raw[rows].float(), modality))
+        found = reads(tokens)
         losses = {
             factor: sum(F.cross_entropy(logits, labels[rows, number]) for logits in found[factor])
             for factor, number in numbers.items()
         }
+        if modality == "imu":
+            losses["spread"] = spread(tokens, labels[rows][:, list(numbers.values())], counts)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from media.measured import example, noise, picture
 from safetensors.torch import save_file
 from torch import Tensor
@@ -144,6 +145,21 @@ def test_other_tokenizers_equal_their_descriptions(modality: str) -> None:
             tokens = torch.stack([whole[:, [channel * 3 + t for channel in range(16)]] for t in range(3)], dim=1)
     assert tokens.shape[1] == TOKENS[modality]
     assert_equal(encoder(x), through_clip(encoder, tokens))
+
+
+@torch.no_grad()
+def test_a_hidden_layer_of_motion_equals_its_description() -> None:
+    plain, config = make("imu"), CONFIG | {"imu": {"kernel": 4, "steps": 10, "hidden": 12}}
+    torch.manual_seed(0)
+    encoder, x = UniversalEncoder("imu", config=config), torch.randn(2, *SHAPES["imu"])
+    first, last = encoder.tokenizer.projection[0], encoder.tokenizer.projection[-1]
+    assert first.weight.shape == (12, 6, 4) and last.weight.shape == (16, 12, 1)
+    windows = [torch.einsum("bcs,hcs->bh", x[:, :, step : step + 4], first.weight) + first.bias for step in range(7)]
+    tokens = [F.gelu(window) @ last.weight[..., 0].T + last.bias for window in windows]
+    assert_equal(encoder(x), through_clip(encoder, torch.stack(tokens, dim=1)))
+    assert encoder.spec == plain.spec and encoder.fingerprint != plain.fingerprint
+    with pytest.raises(ShapeError, match=r"readings are \(B, 6, at least 4\)"):
+        encoder(x[:, :5])
 
 
 @torch.no_grad()

@@ -130,13 +130,18 @@ class PointSizes:
 
 @dataclass(frozen=True)
 class ImuSizes:
-    """Motion-sensor readings, ``sample_rate`` a second, in windows of ``kernel`` steps, one every ``stride`` steps."""
+    """Motion-sensor readings, ``sample_rate`` a second, in windows of ``kernel`` steps, one every ``stride`` steps.
+
+    As published a window is mapped by one matrix. With ``hidden`` there is a layer of that width and a GELU between, which can tell
+    how fast something swings whatever its phase.
+    """
 
     kernel: int = 10
     stride: int = 1
     steps: int = 400
     channels: int = 6
     sample_rate: float = 200.0
+    hidden: int = 0
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -364,13 +369,16 @@ class ImuTokenizer(Tokenizer):
 
     def __init__(self, sizes: ImuSizes, dim: int):
         super().__init__(sizes.grid, dim)
-        self.projection = nn.Conv1d(sizes.channels, dim, sizes.kernel, sizes.stride, bias=False)
+        self.channels, self.kernel = sizes.channels, sizes.kernel
+        window = (sizes.channels, sizes.hidden or dim, sizes.kernel, sizes.stride)
+        self.projection: nn.Module = nn.Conv1d(*window, bias=False)
+        if sizes.hidden:
+            self.projection = nn.Sequential(nn.Conv1d(*window), nn.GELU(), nn.Conv1d(sizes.hidden, dim, 1))
 
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return one token per window."""
-        channels, kernel = self.projection.in_channels, self.projection.kernel_size[0]
-        if x.shape[1] != channels or x.shape[2] < kernel:
-            raise ShapeError(f"readings are (B, {channels}, at least {kernel}), not {tuple(x.shape)}.")
+        if x.shape[1] != self.channels or x.shape[2] < self.kernel:
+            raise ShapeError(f"readings are (B, {self.channels}, at least {self.kernel}), not {tuple(x.shape)}.")
         windows = self.projection(x)
         return windows.transpose(1, 2), (windows.shape[2],)
 
