@@ -146,8 +146,8 @@ class ReadOuts(torch.nn.Module):
 def spread(tokens: torch.Tensor, labels: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """Return how far tokens are from sums of one code per value of each factor, codes of a factor being equally far apart.
 
-    It is minus the logarithm of the share of the variance that a direction between codes has, averaged over the directions of a factor
-    and summed over factors. What factors do together, and noise, lower all shares.
+    It is minus the logarithm of the share of the variance that a direction between codes has, averaged over the directions of
+    a factor and summed over factors. What factors do together, and noise, lower all shares.
 
     Args:
         tokens: (B, T, dim).
@@ -163,7 +163,8 @@ def spread(tokens: torch.Tensor, labels: torch.Tensor, counts: list[int]) -> tor
     total = torch.zeros(())
     for part in codes.split(counts):
         part = part - part.mean(0)
-        shares = part @ part.T / variance / len(part) + 1 / len(part)  # the direction of their sum, which is 0, counts as 1
+        shares = part @ part.T / variance / len(part)
+        shares = shares + 1 / len(part)  # so that the direction of the codes' sum, which is 0, counts as 1
         total = total - torch.logdet(shares) / (len(part) - 1)
     return total
 
