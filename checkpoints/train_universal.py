@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from mmbridge.data.tasks import render_medium
 from mmbridge.encoders import ImageBind, UniversalEncoder
-from mmbridge.encoders.tokenizers import AudioSizes, FmriSizes, ImageSizes, ImuSizes, PointSizes, Tokenizer
+from mmbridge.encoders.tokenizers import AudioSizes, FmriSizes, ImageSizes, ImuSizes, PointSizes
 from mmbridge.encoders.universal import UniversalConfig
 from mmbridge.synthetic import CARRIES, FACTORS, Scene
 
@@ -114,15 +114,6 @@ def make_pool(modality: str, count: int, first: int, workers: int) -> tuple[torc
     return torch.from_numpy(np.stack([raw for raw, _ in made])), torch.tensor([labels for _, labels in made])
 
 
-@torch.no_grad()
-def start_as_pictures(tokenizer: Tokenizer) -> None:
-    """Give points that are drawn the pictures' matrix and positions; their height counts for nothing yet."""
-    pictures = UniversalEncoder("image", TARGET).tokenizer
-    colours = pictures.projection.weight.sum(2).flatten(1)  # of a picture, whose frames are alike
-    tokenizer.projection.weight.zero_()[:, : colours.shape[1]] = colours
-    tokenizer.positions.copy_(pictures.positions)
-
-
 class ReadOuts(torch.nn.Module):
     """Factors from the class token, and from the mean of the others."""
 
@@ -193,8 +184,6 @@ def train(modality: str, options: argparse.Namespace) -> None:
         save_file(others, TARGET / "model.safetensors")  # so that this one starts anew
     encoder = UniversalEncoder(modality, TARGET, trains="tokenizer")
     encoder.tokenizer.requires_grad_(True)
-    if modality == "pointcloud" and not options.again:
-        start_as_pictures(encoder.tokenizer)
     reads = ReadOuts(modality, encoder.sizes.dim)
     trained = [*encoder.tokenizer.parameters(), *reads.parameters()]
     optimizer = torch.optim.AdamW(trained, options.lr, betas=(0.9, 0.98), weight_decay=0.01)

@@ -126,4 +126,4 @@ def test_what_is_added_is_its_own(trained):
 
 
 def test_it_is_learned(trained):
-    assert trained["thermal"]["size"] > 0.5  # by chance 1 in 3
+    assert min(trained["thermal"].values()) > 0.6  # shape, size and place; by chance at most 1 in 3

@@ -63,6 +63,50 @@ def from_files(modality, weights, trains):
     return inputs.Encoded(encoder, projections.MixtureOfExperts(**MIXTURE, experts="experts"))
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with the tokenizer of pictures alone, and a picture in grey with what it gives."""
+    folder = tmp_path_factory.mktemp("pictures")
+    torch.manual_seed(0)
+    grey = torch.rand(2, 1, 16, 16)
+    encoder = UniversalEncoder("image", config=CONFIG)
+    torch.nn.init.normal_(encoder.tokenizer.positions)
+    state = {f"transformer.{name}": value for name, value in encoder.transformer.state_dict().items()}
+    state |= {f"tokenizers.image.{name}": value for name, value in encoder.tokenizer.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder, grey, encoder(grey.expand(-1, 3, -1, -1))
+
+
+def test_a_new_map_with_one_channel_starts_as_a_picture_in_grey(pictures):
+    folder, grey, wanted = pictures
+    same = {"audio": {"patch": 8, "stride": 8, "mel_bins": 16, "frames": 16}}
+    torch.testing.assert_close(UniversalEncoder("audio", folder, same, trains="tokenizer").encode(grey), wanted)
+    longer = {"audio": {**same["audio"], "stride": 4}}  # positions are then interpolated
+    assert UniversalEncoder("audio", folder, longer, trains="tokenizer").encode(grey).shape == (2, 10, 16)
+    other = {"audio": {"patch": 4, "stride": 4, "mel_bins": 16, "frames": 16}}
+    assert UniversalEncoder("audio", folder, other, trains="tokenizer").encode(grey).shape == (2, 17, 16)
+
+
+def test_points_that_are_drawn_start_as_pictures_whatever_their_height(pictures):
+    folder, grey, wanted = pictures
+    sizes = {
+        "groups": 4,
+        "neighbours": 8,
+        "points": 64,
+        "patch": 8,
+        "image_size": 16,
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+    }
+    encoder = UniversalEncoder("pointcloud", folder, {"pointcloud": sizes}, trains="tokenizer")
+    patches = F.unfold(grey, 8, stride=8).transpose(1, 2).unsqueeze(-1)  # (B, 4, 64, 1)
+    drawn = torch.cat([patches.expand(-1, -1, -1, 3), torch.randn(2, 4, 64, 1)], dim=-1)
+    centres = torch.tensor([[-0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [-0.5, -0.5, 0, 0], [0.5, -0.5, 0, 0]])
+    drawn = torch.cat([drawn, centres[:, None].expand(2, -1, 1, -1)], dim=2)
+    torch.testing.assert_close(encoder.encode(drawn), wanted)
+
+
 @pytest.mark.parametrize("modality", ["imu", "pointcloud", "depth"])
 def test_slots_are_the_same_whether_tokens_are_kept_or_computed_inside(modality):
     encoded = way(modality)

@@ -8,7 +8,7 @@ Positions are learned for the length that a tokenizer was trained with, and inte
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -196,10 +196,13 @@ class Tokenizer(nn.Module):
         return len(self.positions)
 
     @torch.no_grad()
-    def start(self) -> None:
+    def start(self, pictures: Mapping[str, Tensor] | None = None) -> None:
         """Give positions their start for training: sines over the grid, as large as tokens are, or small numbers without order.
 
         Small random numbers, which large models are given, take a small one thousands of steps to tell apart.
+
+        Args:
+            pictures: Tensors of the pictures' tokenizer of the same encoder, if it is there, for a subclass to start from.
         """
         self.positions.normal_(std=0.02)
         if self.ordered:
@@ -252,6 +255,18 @@ class PatchTokenizer(Tokenizer):
         else:
             window = (self.tubelet, sizes.patch, sizes.patch)
             self.projection = nn.Conv3d(3, dim, window, stride=window, bias=False)
+
+    @torch.no_grad()
+    def start(self, pictures: Mapping[str, Tensor] | None = None) -> None:
+        """Start as the pictures' tokenizer where patches are as large: a map with one channel is a picture in grey."""
+        super().start(pictures)
+        weight, bias = self.projection.weight, self.projection.bias
+        if pictures and weight.shape[1] == 1 and weight.shape[-1] == pictures["projection.weight"].shape[-1]:
+            matrix, positions = _of_pictures(pictures, self.grid)
+            weight.copy_(matrix.sum(1, keepdim=True))
+            self.positions.copy_(positions)
+            if bias is not None:
+                bias.zero_()
 
     def tokenize(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return one token per patch."""
@@ -324,6 +339,15 @@ class DrawnPointTokenizer(PointTokenizer):
             raise ConfigError(f"points that are drawn have a place and a colour, channels: 6, not {sizes.channels}.")
         super().__init__(sizes, dim, coordinates)
         self.projection = nn.Linear(4 * sizes.patch**2, dim, bias=False)
+
+    @torch.no_grad()
+    def start(self, pictures: Mapping[str, Tensor] | None = None) -> None:
+        """Start as the pictures' tokenizer where patches are as large; a point's height counts for nothing yet."""
+        super().start(pictures)
+        if pictures and self.sizes.patch == pictures["projection.weight"].shape[-1]:
+            matrix, positions = _of_pictures(pictures, self.grid)
+            self.projection.weight.zero_()[:, : matrix[0].numel()] = matrix.flatten(1)
+            self.positions.copy_(positions)
 
     def gather(self, x: Tensor) -> Tensor:
         """Draw the groups of points (B, N, 6): pixels with red, green, blue and height, and last the centre (x, y, z, 0)."""
@@ -426,6 +450,13 @@ def interpolate_positions(positions: Tensor, old: tuple[int, ...], new: tuple[in
     table = positions[1:].float().T.unflatten(1, old).unsqueeze(0)  # (1, dim, *old)
     resized = F.interpolate(table, new, mode="bicubic" if len(new) == 2 else "linear")
     return torch.cat([positions[:1], resized[0].flatten(1).T.to(positions.dtype)])
+
+
+def _of_pictures(pictures: Mapping[str, Tensor], grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the matrix (dim, 3, patch, patch) of pictures, whose frames are alike, and their positions on another grid."""
+    weight, positions = pictures["projection.weight"], pictures["positions"]
+    side = math.isqrt(len(positions) - 1)
+    return weight.sum(2) if weight.ndim == 5 else weight, interpolate_positions(positions, (side, side), grid)
 
 
 def farthest_points(x: Tensor, count: int) -> Tensor:

@@ -6,7 +6,7 @@ transformer is that of Radford et al., "Learning Transferable Visual Models From
 
 import math
 from collections import OrderedDict
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -196,6 +196,14 @@ class Transformer(nn.Module):
         return self.norm_out(self.blocks(self.norm_in(x)))
 
 
+_PICTURES = "tokenizers.image."
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of one part by its own names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 TINY = {
     "modality": "image",
     "config": {"dim": 16, "depth": 2, "heads": 2, "dim_feedforward": 32, "image": {"patch": 8, "image_size": 16}},
@@ -223,7 +231,7 @@ class UniversalEncoder(Encoder):
     published. Encoders of several modalities that read the same weights have one transformer in memory.
 
     The tokenizers are light: ``trains="tokenizer"`` makes this one a part of a bridge that can train, through the frozen
-    transformer, as in the paper. Only then may the weights lack it; it starts anew.
+    transformer, as in the paper. Only then may the weights lack it; see ``Tokenizer.start``.
 
     Args:
         modality: "image", "video", "audio", "depth", "normal", "pointcloud", "imu", "fmri", or that of a registered tokenizer.
@@ -311,7 +319,7 @@ class UniversalEncoder(Encoder):
             state = self._read(folder)
             if not self._load(self.tokenizer, state, f"tokenizers.{self.kind}.", optional=self.trains is not None):
                 self.tokenizer = self._tokenizer(*given)
-                self.tokenizer.start()
+                self.tokenizer.start(_part(state, _PICTURES))
             assert self.file is not None
             status = self.file.stat()
             key = (*key, status.st_mtime_ns, status.st_size)
@@ -338,7 +346,7 @@ class UniversalEncoder(Encoder):
         else:
             beside = folder / "config.json"
             trained = UniversalConfig.from_dict(hub.read_json(beside)) if beside.is_file() else self.sizes
-            wanted = ("transformer.", f"tokenizers.{self.kind}.")
+            wanted = ("transformer.", _PICTURES, f"tokenizers.{self.kind}.")
             try:
                 with safe_open(self.file, framework="pt") as stream:
                     state = {
@@ -358,7 +366,7 @@ class UniversalEncoder(Encoder):
 
     def _load(self, module: nn.Module, state: dict[str, Tensor], prefix: str, optional: bool = False) -> bool:
         """Take a module's weights; returns False where there are none of them and they are optional."""
-        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        own = _part(state, prefix)
         if optional and not own:
             return False
         load_strict(module, own, f"universal encoder weights {self.file}, {prefix}*,")
