@@ -10,7 +10,7 @@ from mmbridge.evaluation.any_to_any import gold_accuracy, make_tasks, measure, r
 from mmbridge.synthetic import CARRIES, FACTORS, judge
 
 EIGHT = ("image", "video", "audio", "pointcloud", "depth", "normal", "imu", "fmri")
-REQUESTS = 100
+REQUESTS = 200
 
 
 @pytest.fixture(scope="module")
